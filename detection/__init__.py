@@ -1,0 +1,1 @@
+"""Image detection on COCO-format data: the family with D = 2."""

@@ -1,0 +1,1 @@
+"""Records of moment data sets and readers of their official formats."""

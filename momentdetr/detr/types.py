@@ -1,0 +1,126 @@
+"""The vocabulary of the family, in any number of dimensions.
+
+Shape letters, project-wide: B batch, N memory tokens, Q queries, C channels, K classes, M padded targets, P matched
+pairs, L levels, T clips of a video, W words, D dimensions (1: a span on a time line, 2: a box in an image, 3: a tube).
+
+A box is `(..., 2D)`: D centres, then D sizes, normalised to [0, 1]. Masks are True where valid, everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What queries attend to.
+
+    Args:
+        tokens: (B, N, C).
+        mask: (B, N), True where a token is real; None where all are.
+        positions: (B, N, C), added to the keys; None for none.
+        level_shapes: one D-tuple per level, their products sum to N.
+        valid_ratios: (B, L, D), the valid part of each level per axis, in (0, 1]; None where all of it is.
+    """
+
+    tokens: Tensor
+    mask: Tensor | None = None
+    positions: Tensor | None = None
+    level_shapes: tuple[tuple[int, ...], ...] = ()
+    valid_ratios: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What the decoder refines.
+
+    Args:
+        content: (B, Q, C).
+        positions: (B, Q, C), fixed for all layers; None: each layer derives them from the anchors.
+        anchors: (B, Q, A) in the parametrisation's own space (logits for boxes), or None.
+        mask: (Q, Q), True where query i may attend to query j; None: everywhere.
+    """
+
+    content: Tensor
+    positions: Tensor | None = None
+    anchors: Tensor | None = None
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one layer says.
+
+    Args:
+        logits: (B, Q, K).
+        boxes: (B, Q, 2D), or whatever the head's own parametrisation predicts.
+        quality: (B, Q), a logit, or None.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    quality: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is true.
+
+    Args:
+        labels: (B, M), class index of each target.
+        boxes: (B, M, 2D).
+        mask: (B, M), True where a target is real; samples without targets have an all-False row.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which query answers for which target, each (P,), ordered by sample, then by query."""
+
+    sample: Tensor
+    query: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """One set of predictions to be judged, whoever assigned it.
+
+    Args:
+        name: what the loss terms are called by: "" for the last layer, "0", "1", ... for the ones before it.
+        predictions: what was said.
+        assignment: who answers for what; None: the criterion's own matcher decides.
+        weight: multiplies every term.
+    """
+
+    name: str
+    predictions: Predictions
+    assignment: Assignment | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a detector says, layer by layer.
+
+    Args:
+        layers: predictions of each decoder layer, the last one last.
+        hidden: (layers, B, Q, C), the normed states that the last predictions were made from.
+        references: per layer, the boxes (B, Q, 2D) that it started from; empty where there are none.
+        supervisions: further ones (proposals, denoising, one-to-many heads).
+    """
+
+    layers: tuple[Predictions, ...]
+    hidden: Tensor
+    references: tuple[Tensor, ...] = ()
+    supervisions: tuple[Supervision, ...] = field(default=())
+
+    @property
+    def last(self) -> Predictions:
+        return self.layers[-1]

@@ -1,0 +1,1 @@
+"""Scores: average precision in any dimension, moments, highlights."""

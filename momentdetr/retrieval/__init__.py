@@ -1,0 +1,1 @@
+"""Moment retrieval: the family with D = 1, conditioned on text."""

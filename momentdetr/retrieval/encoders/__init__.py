@@ -1,0 +1,1 @@
+"""One file per published video-text encoder, with its own losses."""

@@ -1,0 +1,1 @@
+"""From a video and a sentence to moments in seconds."""

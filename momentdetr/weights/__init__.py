@@ -1,0 +1,1 @@
+"""Named models: where their weights come from, and how they get here."""
