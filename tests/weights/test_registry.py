@@ -47,12 +47,6 @@ def test_no_two_files_share_a_place() -> None:
     assert len(folders) == len(set(places))
 
 
-def test_the_plain_activation_is_never_asked_for() -> None:
-    open_clip = pytest.importorskip("open_clip")
-    for model in REGISTRY.values():
-        assert open_clip.get_model_config(model.open_clip_model)["quick_gelu"] is True
-
-
 def test_a_misspelt_name_offers_the_closest() -> None:
     with pytest.raises(BadInput, match="Did you mean 'qd-detr-clip'"):
         card("qd-detr-clp")
