@@ -7,72 +7,33 @@ normalised here; the feature specification says what the model's loader does.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from momentdetr.errors import BadInput, WeightsUnavailable
+from momentdetr.errors import WeightsUnavailable
 from momentdetr.features.clip_models import (
     as_openai,
     build_clip,
     find_clip_model,
     openai_digests,
     preprocessing_of,
+    tokenizer_of,
 )
-from momentdetr.features.clip_tokens import Tokenizer, tokenizer_of
 from momentdetr.features.clip_weights import load_clip_state, read_clip_state
 from momentdetr.features.digest import known_content_hash
-from momentdetr.features.encoder import (
-    Batches,
-    Frames,
-    check_frames,
-    check_queries,
-    pictures,
-    require_finite,
-    resolve_device,
-    resolve_dtype,
-)
+from momentdetr.features.encoder import TowerEncoder, check_clip_length
 from momentdetr.features.spec import FeatureSpec, Preprocessing, Stream
 
 
-class OpenClipEncoder:
+class OpenClipEncoder(TowerEncoder):
     """A `FeatureEncoder` over a model of open_clip.
 
-    Use `create` for weights in files; the constructor takes built parts.
-
-    Args:
-        model: a model of open_clip with `encode_image` and `forward_intermediates`.
-        tokenizer: of the model's text tower.
-        spec: one video stream with preprocessing, and text.
-        device: where to compute, or "auto".
-        dtype: "float32", or "bfloat16" for autocast.
-        batch_size: pictures or queries at once; halved for good when memory runs out.
+    Use `create` for weights in files; the constructor takes a built model with `encode_image` and
+    `forward_intermediates`.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Tokenizer,
-        spec: FeatureSpec,
-        *,
-        device: str = "cpu",
-        dtype: str = "float32",
-        batch_size: int = 64,
-    ) -> None:
-        self.spec = spec
-        self.dtype = dtype
-        self._preprocessing = spec.video[0].preprocessing
-        if len(spec.video) != 1 or self._preprocessing is None:
-            raise BadInput("the specification of an image tower has one video stream, with its preprocessing")
-        self._device, self._dtype = resolve_device(device), resolve_dtype(dtype)
-        self._model: Any = model.eval().requires_grad_(False).to(self._device)
-        self._tokenizer = tokenizer
-        self._batches = Batches(batch_size)
 
     @classmethod
     def create(
@@ -103,8 +64,7 @@ class OpenClipEncoder:
             BadCheckpoint: weights that are damaged or of another model.
             WeightsUnavailable: no weights given, or tokenizer files are missing.
         """
-        if not (clip_length_s > 0 and math.isfinite(clip_length_s)):
-            raise BadInput(f"clip_length_s is {clip_length_s}; expected seconds above 0")
+        check_clip_length(clip_length_s)
         found = find_clip_model(model, tag)
         weights = Path(weights) if weights is not None else found.weights
         if weights is None:
@@ -131,75 +91,16 @@ class OpenClipEncoder:
         )
         return cls(net, tokenizer, spec, device=device, dtype=dtype, batch_size=batch_size)
 
-    @torch.no_grad()
-    def encode_frames(self, frames: Frames) -> Tensor:
-        """Encode frames as projected image embeddings.
+    def _image_embeddings(self, images: Tensor) -> Tensor:
+        return _embed(self._model, images)
 
-        Args:
-            frames: (N, H, W, 3) uint8 RGB. Frames of the tower's own size are taken as they are, others resized by
-                their short side and cut to the centre square.
-
-        Returns:
-            (N, C) float32 on the CPU, not normalised.
-
-        Raises:
-            BadInput: not such an array.
-            BadCheckpoint: a feature is not finite.
-            OutOfResources: not even one frame fits into memory.
-        """
-        check_frames(frames)
-        preprocessing = self._preprocessing
-        assert preprocessing is not None  # checked by the constructor
-
-        def encode(rows: slice) -> Tensor:
-            images = pictures(frames[rows], preprocessing, self._device)
-            with self._precision():
-                return _image_embeddings(self._model, images).float().cpu()
-
-        parts = self._batches.run(encode, len(frames), "frame")
-        return require_finite(torch.cat([torch.empty(0, self.spec.video[0].dim), *parts]), "frame")
-
-    @torch.no_grad()
-    def encode_text(self, queries: Sequence[str]) -> list[Tensor]:
-        """Encode queries as token states after the last norm, before the projection.
-
-        Args:
-            queries: sentences of 1 to 1,000 characters. One that has more tokens than the tower reads is cut, with a
-                warning; its end mark stays last.
-
-        Returns:
-            For each query (W, C) float32 on the CPU, W tokens from the start to the end mark, not normalised.
-
-        Raises:
-            BadInput: a query that cannot be a sentence.
-            BadCheckpoint: a state is not finite.
-            OutOfResources: not even one query fits into memory.
-        """
-        tokens = self._tokenizer(check_queries(queries))
-
-        def encode(rows: slice) -> Tensor:
-            ids = tokens.ids[rows].to(self._device)
-            with self._precision():
-                # Of the last block only, with the tower's last norm; a class token (CoCa) is left out.
-                output = self._model.forward_intermediates(
-                    text=ids,
-                    text_indices=1,
-                    normalize_intermediates=True,
-                    intermediates_only=True,
-                    text_output_fmt="NLC",
-                )
-            return output["text_intermediates"][-1].float().cpu()
-
-        states = torch.cat(
-            [torch.empty(0, tokens.ids.shape[1], self.spec.text_dim), *self._batches.run(encode, len(queries), "query")]
+    def _token_states(self, ids: Tensor) -> Tensor:
+        # Of the last block only, with the tower's last norm; a class token (CoCa) is left out.
+        output = self._model.forward_intermediates(
+            text=ids, text_indices=1, normalize_intermediates=True, intermediates_only=True, text_output_fmt="NLC"
         )
-        return [
-            require_finite(state[:length].clone(), "query token")
-            for state, length in zip(states, tokens.lengths, strict=True)
-        ]
-
-    def _precision(self) -> AbstractContextManager[None]:
-        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
+        states: Tensor = output["text_intermediates"][-1]
+        return states
 
 
 def clip_spec(
@@ -220,7 +121,7 @@ def clip_spec(
     tower: Any = getattr(model, "text", model)
     with torch.no_grad():
         blank = torch.zeros(1, 3, preprocessing.image_size, preprocessing.image_size)
-        dim = _image_embeddings(model, blank).shape[1]
+        dim = _embed(model, blank).shape[1]
     return FeatureSpec(
         video=(Stream("clip", dim, name, weights_sha256, preprocessing),),
         text=Stream("clip_text", tower.ln_final.weight.shape[0], name, weights_sha256),
@@ -230,6 +131,7 @@ def clip_spec(
     )
 
 
-def _image_embeddings(model: Any, images: Tensor) -> Tensor:
+def _embed(model: Any, images: Tensor) -> Tensor:
     # CoCa would normalise unless told not to.
-    return model.encode_image(images, normalize=False)
+    embeddings: Tensor = model.encode_image(images, normalize=False)
+    return embeddings

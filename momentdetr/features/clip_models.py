@@ -16,8 +16,9 @@ from typing import Any
 
 from torch import nn
 
-from momentdetr.errors import BadCheckpoint, BadInput
+from momentdetr.errors import BadCheckpoint, BadInput, WeightsUnavailable
 from momentdetr.features.spec import Preprocessing
+from momentdetr.features.tokens import BpeTokenizer, FolderTokenizer, Tokenizer, has_tokenizer, require_vocabulary
 
 _FOLDER_WEIGHTS = (
     "open_clip_model.safetensors",
@@ -203,3 +204,38 @@ def _from_folder(folder: Path) -> ClipModel:
     name = f"folder-{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
     weights = next((folder / file for file in _FOLDER_WEIGHTS if (folder / file).is_file()), None)
     return ClipModel(name, config, preprocess, weights, folder)
+
+
+def tokenizer_of(model: ClipModel, weights: Path | None) -> Tokenizer:
+    """Return the tokenizer of a model: the bundled one, or files beside the model or its weights.
+
+    Raises:
+        WeightsUnavailable: the model needs tokenizer files and there are none.
+        BadInput: the tokenizer does not belong to the model.
+    """
+    text = model.config["text_cfg"]
+    length, vocabulary = text.get("context_length", 77), text.get("vocab_size", BpeTokenizer.vocabulary)
+    options = dict(text.get("tokenizer_kwargs") or {})
+    if not text.get("hf_tokenizer_name"):
+        require_vocabulary(model.name, BpeTokenizer.vocabulary, vocabulary)
+        return BpeTokenizer(length, **options)
+    for folder in (model.folder, weights.parent if weights else None):
+        if folder is not None and has_tokenizer(folder):
+            return _open_clip_folder_tokenizer(folder, length, vocabulary, text.get("tokenizer_mode"), options)
+    raise WeightsUnavailable(
+        f"{model.name} needs the tokenizer {text['hf_tokenizer_name']}; put its tokenizer.json and "
+        "tokenizer_config.json beside the weights"
+    )
+
+
+def _open_clip_folder_tokenizer(
+    folder: Path, length: int, vocabulary: int, mode: str | None, options: dict[str, Any]
+) -> Tokenizer:
+    from open_clip.tokenizer import HFTokenizer
+
+    try:
+        hf = HFTokenizer(str(folder), context_length=length, tokenizer_mode=mode, local_files_only=True, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise BadInput(f"{folder}: its tokenizer cannot be read: {str(error).splitlines()[0]}") from error
+    require_vocabulary(folder, len(hf.tokenizer), vocabulary)
+    return FolderTokenizer(hf.tokenizer, hf, hf.clean_fn, length, class_token_last=mode == "clips")

@@ -1,28 +1,25 @@
-"""What every feature encoder promises, and the parts that all of them share.
+"""What every feature encoder promises, and what those over one image and one text tower share.
 
-An encoder turns frames into one vector each and queries into one vector per token. Pictures are made as the official
-feature extractors make them: short side resized with antialiasing, centre cut out, whatever the tower was trained on.
+An encoder turns frames into one vector each and queries into one vector per token.
 """
 
 from __future__ import annotations
 
-import warnings
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from momentdetr.errors import BadCheckpoint, BadInput, OutOfResources
+from momentdetr.features.pictures import Frames, check_frames, to_pictures
 from momentdetr.features.spec import FeatureSpec, Preprocessing
+from momentdetr.features.tokens import Tokenizer, check_queries
 
-MAX_QUERY_CHARACTERS = 1_000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-
-Frames = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class FeatureEncoder(Protocol):
@@ -40,87 +37,104 @@ class FeatureEncoder(Protocol):
         ...
 
 
-def check_queries(queries: Sequence[str]) -> list[str]:
-    """Return the queries as a list after checking that each can be a sentence.
-
-    Raises:
-        BadInput: a query is no string, empty, longer than 1,000 characters, or not valid Unicode.
-    """
-    if isinstance(queries, str):
-        raise BadInput("queries is one string; expected a list of strings: [query]")
-    for query in queries:
-        if not isinstance(query, str):
-            raise BadInput(f"query is {type(query).__name__} ({query!r:.60}); expected a string")
-        if not query.strip():
-            raise BadInput("query is empty; expected a sentence that says what to find")
-        if len(query) > MAX_QUERY_CHARACTERS:
-            raise BadInput(
-                f"query has {len(query):,} characters; expected at most {MAX_QUERY_CHARACTERS:,}. Shorten it: the text "
-                "towers read a few dozen words."
-            )
-        bad = next((i for i, character in enumerate(query) if "\ud800" <= character <= "\udfff"), None)
-        if bad is not None:
-            raise BadInput(f"query is not valid Unicode: lone surrogate {query[bad]!r} at character {bad}")
-    return list(queries)
-
-
-def warn_truncated(query: str, tokens: int, context_length: int) -> None:
-    """Say that a query is longer than the text tower reads."""
-    warnings.warn(
-        f"query has {tokens} tokens with start and end marks, the text tower reads {context_length}: the last "
-        f"{tokens - context_length} words or word pieces are ignored ({query[:60]!r})",
-        stacklevel=3,
-    )
-
-
-def check_frames(frames: Frames) -> None:
-    """Check that `frames` is what a video reader gives.
-
-    Raises:
-        BadInput: not uint8, or not (N, H, W, 3) with H and W at least 1.
-    """
-    found = f"{getattr(frames, 'dtype', type(frames).__name__)} {tuple(getattr(frames, 'shape', ()))}"
-    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8:
-        raise BadInput(f"frames are {found}; expected a numpy array of uint8, RGB in 0..255")
-    if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape[1:]:
-        raise BadInput(f"frames are {found}; expected (N, H, W, 3)")
-
-
-def fit(frame: Frames, image_size: int, interpolation: str = "bicubic") -> Frames:
-    """Resize the short side of a frame to `image_size` (antialiased) and cut out the centre square.
+class TowerEncoder(ABC):
+    """A `FeatureEncoder` over one model with an image and a text tower; what is common to all libraries.
 
     Args:
-        frame: (H, W, 3) uint8.
-
-    Returns:
-        (image_size, image_size, 3) uint8; the frame itself if it already has that size.
+        model: the built model.
+        tokenizer: of its text tower.
+        spec: one video stream with preprocessing, and text.
+        device: where to compute, or "auto".
+        dtype: "float32", or "bfloat16" for autocast.
+        batch_size: pictures or queries at once; halved for good when memory runs out.
     """
-    height, width = frame.shape[:2]
-    if height == width == image_size:
-        return frame
-    short = min(height, width)
-    width, height = int(image_size * width / short), int(image_size * height / short)
-    picture = Image.fromarray(frame).resize((width, height), RESAMPLING[interpolation])
-    # Rounded as torchvision's CenterCrop does, so that a picture is the one that open_clip's own transform makes.
-    left, top = round((width - image_size) / 2), round((height - image_size) / 2)
-    return np.asarray(picture.crop((left, top, left + image_size, top + image_size)))
 
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        spec: FeatureSpec,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        batch_size: int = 64,
+    ) -> None:
+        if len(spec.video) != 1 or spec.video[0].preprocessing is None:
+            raise BadInput("the specification of an image tower has one video stream, with its preprocessing")
+        self.spec = spec
+        self.dtype = dtype
+        self._preprocessing: Preprocessing = spec.video[0].preprocessing
+        self._device, self._dtype = resolve_device(device), resolve_dtype(dtype)
+        self._model: Any = model.eval().requires_grad_(False).to(self._device)
+        self._tokenizer = tokenizer
+        self._batches = Batches(batch_size)
 
-def pictures(frames: Frames, preprocessing: Preprocessing, device: torch.device) -> Tensor:
-    """Frames as the image tower takes them: fitted, scaled to [0, 1], mean subtracted, divided by std.
+    @abstractmethod
+    def _image_embeddings(self, images: Tensor) -> Tensor:
+        """Pictures (N, 3, S, S) -> (N, C), projected, not normalised."""
 
-    Args:
-        frames: (N, H, W, 3) uint8 RGB.
+    @abstractmethod
+    def _token_states(self, ids: Tensor) -> Tensor:
+        """Token ids (B, L) -> (B, L, C), after the last norm, before the projection."""
 
-    Returns:
-        (N, 3, image_size, image_size) float32 on `device`.
-    """
-    fitted = np.stack([fit(frame, preprocessing.image_size, preprocessing.interpolation) for frame in frames])
-    images = torch.from_numpy(fitted).to(device).permute(0, 3, 1, 2).float() / 255
-    mean, std = (
-        torch.tensor(values, device=device)[:, None, None] for values in (preprocessing.mean, preprocessing.std)
-    )
-    return (images - mean) / std
+    @torch.no_grad()
+    def encode_frames(self, frames: Frames) -> Tensor:
+        """Encode frames as projected image embeddings.
+
+        Args:
+            frames: (N, H, W, 3) uint8 RGB. Frames of the tower's own size are taken as they are, others resized by
+                their short side and cut to the centre square.
+
+        Returns:
+            (N, C) float32 on the CPU, not normalised.
+
+        Raises:
+            BadInput: not such an array.
+            BadCheckpoint: a feature is not finite.
+            OutOfResources: not even one frame fits into memory.
+        """
+        check_frames(frames)
+
+        def encode(rows: slice) -> Tensor:
+            images = to_pictures(frames[rows], self._preprocessing, self._device)
+            with self._precision():
+                return self._image_embeddings(images).float().cpu()
+
+        parts = self._batches.run(encode, len(frames), "frame")
+        return require_finite(torch.cat([torch.empty(0, self.spec.video[0].dim), *parts]), "frame")
+
+    @torch.no_grad()
+    def encode_text(self, queries: Sequence[str]) -> list[Tensor]:
+        """Encode queries as token states after the last norm, before the projection.
+
+        Args:
+            queries: sentences of 1 to 1,000 characters. One that has more tokens than the tower reads is cut, with a
+                warning; its end mark stays last.
+
+        Returns:
+            For each query (W, C) float32 on the CPU, W tokens from the start to the end mark, not normalised.
+
+        Raises:
+            BadInput: a query that cannot be a sentence.
+            BadCheckpoint: a state is not finite.
+            OutOfResources: not even one query fits into memory.
+        """
+        tokens = self._tokenizer(check_queries(queries))
+
+        def encode(rows: slice) -> Tensor:
+            ids = tokens.ids[rows].to(self._device)
+            with self._precision():
+                return self._token_states(ids).float().cpu()
+
+        parts = self._batches.run(encode, len(tokens.lengths), "query")
+        states = [state for part in parts for state in part]
+        return [
+            require_finite(state[:length].clone(), f"query {number}, token")
+            for number, (state, length) in enumerate(zip(states, tokens.lengths, strict=True))
+        ]
+
+    def _precision(self) -> AbstractContextManager[None]:
+        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
 
 
 class Batches:
@@ -180,6 +194,16 @@ def require_finite(features: Tensor, what: str) -> Tensor:
             "Its weights are damaged or do not suit the precision; verify the file, or use dtype='float32'."
         )
     return features
+
+
+def check_clip_length(clip_length_s: float) -> None:
+    """Check the seconds of video per frame.
+
+    Raises:
+        BadInput: not a finite number above 0.
+    """
+    if not (clip_length_s > 0 and math.isfinite(clip_length_s)):
+        raise BadInput(f"clip_length_s is {clip_length_s}; expected seconds above 0")
 
 
 def resolve_device(device: str) -> torch.device:

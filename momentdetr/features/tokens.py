@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,9 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from momentdetr.errors import BadInput, WeightsUnavailable
-from momentdetr.features.clip_models import ClipModel
-from momentdetr.features.encoder import warn_truncated
+from momentdetr.errors import BadInput
+
+MAX_QUERY_CHARACTERS = 1_000
 
 
 @dataclass(frozen=True)
@@ -70,24 +71,29 @@ class BpeTokenizer:
 
 
 class FolderTokenizer:
-    """A tokenizer of the transformers library whose files lie in a local folder, used as open_clip uses it.
+    """A tokenizer of the transformers library, read from a local folder.
 
     Args:
-        folder: holds tokenizer.json or its kin.
+        tokenizer: of the transformers library.
+        encode: queries -> padded and truncated ids (B, context_length), as the model was trained to see them.
+        clean: what `encode` does to a query before the tokenizer sees it.
         context_length: tokens that the text tower reads.
-        vocabulary: rows of the text tower's embedding.
-        options: further arguments of open_clip's HFTokenizer.
+        class_token_last: a class token that is no word ends each row of ids.
     """
 
-    def __init__(self, folder: Path, context_length: int, vocabulary: int, **options: Any) -> None:
-        from open_clip.tokenizer import HFTokenizer
-
-        try:
-            self._hf = HFTokenizer(str(folder), context_length=context_length, local_files_only=True, **options)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise BadInput(f"{folder}: its tokenizer cannot be read: {str(error).splitlines()[0]}") from error
-        require_vocabulary(folder, len(self._hf.tokenizer), vocabulary)
-        self.context_length = context_length
+    def __init__(
+        self,
+        tokenizer: Any,
+        encode: Callable[[list[str]], Tensor],
+        clean: Callable[[str], str],
+        context_length: int,
+        *,
+        class_token_last: bool = False,
+    ) -> None:
+        self._tokenizer, self._encode, self._clean = tokenizer, encode, clean
+        self._longest = context_length - class_token_last
+        self._context_length = context_length
+        self._marks = 2 if class_token_last else len(tokenizer("").input_ids)
 
     def __call__(self, queries: Sequence[str]) -> Tokens:
         """Tokenize; a query that is too long is cut by the tokenizer, with a warning.
@@ -95,19 +101,55 @@ class FolderTokenizer:
         Raises:
             BadInput: nothing is left of a query after cleaning.
         """
-        ids: Tensor = self._hf(list(queries))
-        clips = self._hf.tokenizer_mode == "clips"
         lengths = []
         for query in queries:
-            words = self._hf.tokenizer(self._hf.clean_fn(query), add_special_tokens=False).input_ids
+            words = self._tokenizer(self._clean(query), add_special_tokens=False, verbose=False).input_ids
             require_words(query, len(words))
-            # "clips" frames the words with begin and end marks and puts a class token at the very end.
-            marks = 2 if clips else len(self._hf.tokenizer("", add_special_tokens=True).input_ids)
-            longest = self.context_length - 1 if clips else self.context_length
-            if len(words) + marks > longest:
-                warn_truncated(query, len(words) + marks, longest)
-            lengths.append(min(len(words) + marks, longest))
+            if len(words) + self._marks > self._longest:
+                warn_truncated(query, len(words) + self._marks, self._longest)
+            lengths.append(min(len(words) + self._marks, self._longest))
+        ids = self._encode(list(queries)) if queries else torch.zeros(0, self._context_length, dtype=torch.long)
         return Tokens(ids, lengths)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds the files of a tokenizer of the transformers library."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "spiece.model")) or (
+        (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+    )
+
+
+def check_queries(queries: Sequence[str]) -> list[str]:
+    """Return the queries as a list after checking that each can be a sentence.
+
+    Raises:
+        BadInput: a query is no string, empty, longer than 1,000 characters, or not valid Unicode.
+    """
+    if isinstance(queries, str):
+        raise BadInput("queries is one string; expected a list of strings: [query]")
+    for query in queries:
+        if not isinstance(query, str):
+            raise BadInput(f"query is {type(query).__name__} ({query!r:.60}); expected a string")
+        if not query.strip():
+            raise BadInput("query is empty; expected a sentence that says what to find")
+        if len(query) > MAX_QUERY_CHARACTERS:
+            raise BadInput(
+                f"query has {len(query):,} characters; expected at most {MAX_QUERY_CHARACTERS:,}. Shorten it: the text "
+                "towers read a few dozen words."
+            )
+        bad = next((i for i, character in enumerate(query) if "\ud800" <= character <= "\udfff"), None)
+        if bad is not None:
+            raise BadInput(f"query is not valid Unicode: lone surrogate {query[bad]!r} at character {bad}")
+    return list(queries)
+
+
+def warn_truncated(query: str, tokens: int, context_length: int) -> None:
+    """Say that a query is longer than the text tower reads."""
+    warnings.warn(
+        f"query has {tokens} tokens with start and end marks, the text tower reads {context_length}: the last "
+        f"{tokens - context_length} words or word pieces are ignored ({query[:60]!r})",
+        stacklevel=3,
+    )
 
 
 def require_words(query: str, count: int) -> None:
@@ -134,25 +176,3 @@ def require_vocabulary(source: Path | str, found: int, expected: int) -> None:
             f"{source}: its tokenizer has {found:,} entries, the text tower {expected:,}; the tokenizer's files are "
             "missing or belong to another model. Put the model's own tokenizer.json into the folder."
         )
-
-
-def tokenizer_of(model: ClipModel, weights: Path | None) -> Tokenizer:
-    """Return the tokenizer of a model: the bundled one, or files beside the model or its weights.
-
-    Raises:
-        WeightsUnavailable: the model needs tokenizer files and there are none.
-        BadInput: the tokenizer does not belong to the model.
-    """
-    text = model.config["text_cfg"]
-    length, vocabulary = text.get("context_length", 77), text.get("vocab_size", BpeTokenizer.vocabulary)
-    options = dict(text.get("tokenizer_kwargs") or {})
-    if not text.get("hf_tokenizer_name"):
-        require_vocabulary(model.name, BpeTokenizer.vocabulary, vocabulary)
-        return BpeTokenizer(length, **options)
-    for folder in (model.folder, weights.parent if weights else None):
-        if folder is not None and any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-            return FolderTokenizer(folder, length, vocabulary, tokenizer_mode=text.get("tokenizer_mode"), **options)
-    raise WeightsUnavailable(
-        f"{model.name} needs the tokenizer {text['hf_tokenizer_name']}; put its tokenizer.json and "
-        "tokenizer_config.json beside the weights"
-    )
