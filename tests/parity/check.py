@@ -1,0 +1,169 @@
+"""What a system must show: every recorded number of a golden folder, against a run of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from parity import tolerance
+from parity.comparison import (
+    Fingerprint,
+    Reason,
+    Row,
+    compare_exactly,
+    compare_gradient,
+    compare_number,
+    compare_tensor,
+    uncompared,
+)
+from parity.material import Golden
+from torch import Tensor
+
+Pairs = list[list[int]]
+"""Matched pairs of one sample: [query indices, target indices]."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Ours for one training case.
+
+    Args:
+        losses: every unweighted term, by its official name.
+        weighted_sum: what is back-propagated.
+        indices: for each matcher, for each call in the official order, the pairs of each sample; None: never called.
+        gradients: of each parameter, by its official name; None: no gradient reached it.
+        extra: whatever else is recorded beside the losses.
+    """
+
+    losses: Mapping[str, float | Tensor]
+    weighted_sum: float | Tensor
+    indices: Mapping[str, list[list[Pairs]] | None]
+    gradients: Mapping[str, Tensor | None]
+    extra: Mapping[str, float | Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Ours in one precision: output tensors and training cases, by their recorded names."""
+
+    outputs: Mapping[str, Tensor]
+    cases: Mapping[str, Case]
+
+
+@dataclass(frozen=True)
+class System:
+    """How one published system is run here.
+
+    Args:
+        name: what it is called in messages.
+        accepts: whether a config.json is of this system.
+        run: loads the official weights through the product's converter and computes everything in "float32" or
+            "float64".
+        pins: patterns of the recorded names that the official code computes through a float32 part even in float64.
+        permitted: patterns of the recorded names that cannot be compared, with the reason.
+    """
+
+    name: str
+    accepts: Callable[[Mapping[str, Any]], bool]
+    run: Callable[[Golden, str], Run]
+    pins: tuple[str, ...] = ()
+    permitted: Mapping[str, Reason] = field(default_factory=dict)
+
+
+def check_outputs(golden: Golden, run: Run, system: System, dtype: str) -> list[Row]:
+    """A row for every recorded output tensor."""
+    rows = []
+    recorded = golden.outputs(dtype)
+    for name in recorded.keys() & run.outputs.keys():
+        limit = tolerance.of_tensor(name, recorded[name], dtype, golden.tolerances, system.pins)
+        rows.append(compare_tensor(name, run.outputs[name], recorded[name], limit))
+    return _in_order(rows + uncompared(recorded.keys() - run.outputs.keys(), system.permitted), recorded)
+
+
+def check_losses(golden: Golden, run: Run, system: System, dtype: str) -> list[Row]:
+    """A row for every recorded loss term, weighted sum and extra number of every case."""
+    rows = []
+    other = golden.losses("float64")
+    for case, recorded in golden.losses(dtype).items():
+        ours = run.cases.get(case)
+        theirs = _numbers(recorded)
+        wide = _numbers(other.get(case, {}))
+        given = _given(ours) if ours else {}
+        for name, value in theirs.items():
+            full = f"train_{case}.{name}"
+            limit = tolerance.of_loss(name, value, dtype, wide.get(name), system.pins)
+            if name in given:
+                rows.append(compare_number(full, given[name], value, limit))
+            else:
+                rows += uncompared([full], system.permitted)
+        # A term of ours that the official code does not have would be trained on unseen.
+        unknown = (f"{name[len('losses.') :]}" for name in given.keys() - theirs.keys() if name.startswith("losses."))
+        rows += [compare_exactly(f"train_{case}.losses.{name}", "a loss term", "no such term") for name in unknown]
+    return rows
+
+
+def _numbers(recorded: Mapping[str, Any]) -> dict[str, float]:
+    if "loss_dict" not in recorded:
+        return {}
+    losses = {f"losses.{name}": value for name, value in recorded["loss_dict"].items()}
+    extra = {f"extra.{name}": value for name, value in (recorded.get("extra") or {}).items()}
+    return losses | {"weighted_sum": recorded["weighted_sum"]} | extra
+
+
+def _given(case: Case) -> dict[str, float | Tensor]:
+    losses = {f"losses.{name}": value for name, value in case.losses.items()}
+    return losses | {"weighted_sum": case.weighted_sum} | {f"extra.{name}": v for name, v in case.extra.items()}
+
+
+def check_indices(golden: Golden, run: Run, system: System, dtype: str) -> list[Row]:
+    """A row for every call of every matcher: equal pairs, in the same order."""
+    rows = []
+    for case, recorded in golden.losses(dtype).items():
+        ours = run.cases[case].indices if case in run.cases else {}
+        for matcher, calls in (recorded.get("indices") or {}).items():
+            name = f"train_{case}.indices.{matcher}"
+            if matcher not in ours:
+                rows += [compare_exactly(name, None, None)] if not calls else uncompared([name], system.permitted)
+                continue
+            given = ours[matcher] or []
+            rows.append(compare_exactly(f"{name}.calls", len(given), len(calls or [])))
+            rows += [compare_exactly(f"{name}.{i}", a, b) for i, (a, b) in enumerate(zip(given, calls or []))]  # noqa: B905
+    return rows
+
+
+def check_gradients(golden: Golden, run: Run, system: System, dtype: str) -> list[Row]:
+    """A row for every recorded parameter of every case."""
+    rows = []
+    other = golden.losses("float64")
+    for case, recorded in golden.losses(dtype).items():
+        theirs = _fingerprints(recorded)
+        wide = _fingerprints(other.get(case, {}))
+        whole = sum(print_.norm**2 for print_ in theirs.values() if print_) ** 0.5
+        ours = run.cases[case].gradients if case in run.cases else {}
+        for name, value in theirs.items():
+            full = f"train_{case}.gradients.{name}"
+            if name not in ours:
+                rows += uncompared([full], system.permitted)
+                continue
+            limit = tolerance.of_gradient(value, dtype, wide.get(name), whole) if value else 0.0
+            rows.append(compare_gradient(full, ours[name], value, limit))
+    return rows
+
+
+def _fingerprints(recorded: Mapping[str, Any]) -> dict[str, Fingerprint | None]:
+    grads = recorded.get("grads") or {}
+    return {name: None if value is None else Fingerprint(*value) for name, value in grads.items()}
+
+
+def _in_order(rows: Iterable[Row], names: Iterable[str]) -> list[Row]:
+    order = {name: position for position, name in enumerate(names)}
+    return sorted(rows, key=lambda row: order[row.name])
+
+
+CHECKS: dict[str, Callable[[Golden, Run, System, str], list[Row]]] = {
+    "outputs": check_outputs,
+    "losses": check_losses,
+    "indices": check_indices,
+    "gradients": check_gradients,
+}

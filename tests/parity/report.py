@@ -1,0 +1,64 @@
+"""What was compared, item by item: a summary for the terminal and the full table for a file."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from parity.comparison import Row, Status
+
+
+@dataclass
+class Report:
+    """Rows by item ("moment_detr float32"), then by part ("outputs"); items that were not run, with the reason."""
+
+    rows: dict[str, dict[str, list[Row]]] = field(default_factory=lambda: defaultdict(dict))
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def add(self, item: str, part: str, rows: Sequence[Row]) -> None:
+        self.rows[item][part] = list(rows)
+
+    def summary(self) -> list[str]:
+        """One line an item: how much was compared of each part, and how near the worst came to its tolerance."""
+        lines = [f"{item}: {_summary(parts)}" for item, parts in sorted(self.rows.items())]
+        return lines + [f"{item}: {why}" for item, why in sorted(self.missing.items())]
+
+    def table(self) -> str:
+        """Every row, grouped."""
+        lines = []
+        for item, parts in sorted(self.rows.items()):
+            lines += [f"# {item}: {_summary(parts)}"]
+            for part, rows in parts.items():
+                lines += [f"## {part}"] + [f"{row}" for row in rows]
+        return "\n".join(lines + [f"# {item}: {why}" for item, why in sorted(self.missing.items())]) + "\n"
+
+    def write(self, path: Path) -> None:
+        path.write_text(self.table())
+
+
+def _summary(parts: dict[str, list[Row]]) -> str:
+    counts = [f"{part} {sum(row.status is Status.EQUAL for row in rows)}/{len(rows)}" for part, rows in parts.items()]
+    rows = [row for rows in parts.values() for row in rows]
+    worst = max((row for row in rows if row.tolerance > 0), key=lambda row: row.ratio, default=None)
+    told = "" if worst is None else f"; worst {worst.ratio:.3f} of its tolerance ({worst.name})"
+    excused: dict[str, int] = defaultdict(int)
+    for row in rows:
+        if row.status is Status.EXCUSED:
+            excused[row.note] += 1
+    notes = "".join(f"; {count} not compared: {note}" for note, count in excused.items())
+    return ", ".join(counts) + told + notes
+
+
+def verdict(rows: Iterable[Row]) -> str | None:
+    """None if all is well; else the first failures, readable, in the order of the recording."""
+    rows = list(rows)
+    if not rows:
+        return "nothing was recorded, so nothing was proved"
+    failed = [row for row in rows if row.failed]
+    if not failed:
+        return None
+    shown = "\n  ".join(str(row) for row in failed[:20])
+    more = f"\n  ... and {len(failed) - 20} more" if len(failed) > 20 else ""
+    return f"{len(failed)} of {len(rows)} failed:\n  {shown}{more}"

@@ -1,0 +1,8 @@
+"""The systems that are compared, one entry each."""
+
+from __future__ import annotations
+
+from parity.check import System
+from parity.systems import moments
+
+SYSTEMS: tuple[System, ...] = moments.SYSTEMS
