@@ -201,19 +201,18 @@ def _download(file: RemoteFile, home: Home, name: str, progress: Progress | None
 
     if home.offline:
         raise WeightsUnavailable("HF_HUB_OFFLINE is set")
-    part, where = home.part(file), home.path(file)
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(part.with_name(part.name + ".lock")):
+    part, where, record_at = home.part(file), home.path(file), home.record(file)
+    record_at.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(record_at.with_name(f"{file.filename}.pull")):
         if where.exists():
             return
         report = None if progress is None else (lambda done, total: progress(file, done, total or file.size))
         fetch(home.url(file), part, immutable=file.sha256 is not None, progress=report, patience=patience)
         found = sha256_of(part)
-        record = read_record(home.record(file))
-        require_digest(part, found, file, record, _remedy(file, home, name))
+        require_digest(part, found, file, read_record(record_at), _remedy(file, home, name))
         where.parent.mkdir(parents=True, exist_ok=True)
         part.replace(where)
-        write_record(home.record(file), file, where, found, home.url(file))
+        write_record(record_at, file, where, found, home.url(file))
 
 
 def _resolved(one: ModelCard, home: Home) -> ResolvedModel:
