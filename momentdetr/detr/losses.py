@@ -1,0 +1,171 @@
+"""Losses over assigned predictions, and the one loop that adds them up.
+
+A loss term is a function of (predictions, targets, assignment) that returns a scalar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from momentdetr.detr.boxes import at_least_float32, giou, to_corners
+from momentdetr.detr.types import Assignment, Output, Predictions, Supervision, Targets
+
+LossTerm = Callable[[Predictions, Targets, Assignment], Tensor]
+Matcher = Callable[[Predictions, Targets], Assignment]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a step is judged by.
+
+    Args:
+        total: weighted sum, a scalar.
+        terms: each term before weighting, by name: "class", "l1", "giou", ...; earlier layers with "_0", "_1", ...
+        assignments: who answered for what, by the supervision's name.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    assignments: dict[str, Assignment]
+
+
+def matched(values: Tensor, assignment: Assignment) -> Tensor:
+    """Rows of predictions (B, Q, ...) that answer for a target -> (P, ...)."""
+    return values[assignment.sample, assignment.query]
+
+
+def matched_targets(values: Tensor, assignment: Assignment) -> Tensor:
+    """Rows of targets (B, M, ...) that are answered for -> (P, ...)."""
+    return values[assignment.sample, assignment.target]
+
+
+def num_boxes(targets: Targets) -> Tensor:
+    """DETR's normaliser: the number of targets of the batch, averaged over processes, at least 1."""
+    count = targets.mask.sum().float()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(count)
+        count = count / torch.distributed.get_world_size()
+    return count.clamp(min=1)
+
+
+def class_targets(predictions: Predictions, targets: Targets, assignment: Assignment, background: int) -> Tensor:
+    """(B, Q): the class that each query should say; `background` where it answers for nothing."""
+    classes = torch.full(predictions.logits.shape[:2], background, dtype=torch.long, device=predictions.logits.device)
+    classes[assignment.sample, assignment.query] = matched_targets(targets.labels, assignment)
+    return classes
+
+
+def cross_entropy(
+    predictions: Predictions,
+    targets: Targets,
+    assignment: Assignment,
+    *,
+    background_weight: float = 0.1,
+    normalize: str = "weights",
+) -> Tensor:
+    """Cross-entropy with the last class as "no object", weighted down.
+
+    Args:
+        background_weight: weight of queries that answer for nothing.
+        normalize: divide by the sum of "weights" (DETR) or by the number of "queries" (Moment-DETR and descendants).
+    """
+    logits = at_least_float32(predictions.logits)
+    background = logits.shape[-1] - 1
+    classes = class_targets(predictions, targets, assignment, background)
+    weights = logits.new_ones(logits.shape[-1])
+    weights[background] = background_weight
+    if normalize == "weights":
+        return F.cross_entropy(logits.transpose(1, 2), classes, weights)
+    return F.cross_entropy(logits.transpose(1, 2), classes, weights, reduction="none").mean()
+
+
+def focal(
+    predictions: Predictions,
+    targets: Targets,
+    assignment: Assignment,
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> Tensor:
+    """Sigmoid focal loss (Lin et al., 2017), summed over queries and classes, divided by the number of targets."""
+    logits = at_least_float32(predictions.logits)
+    num_classes = logits.shape[-1]
+    classes = class_targets(predictions, targets, assignment, num_classes)
+    truth = F.one_hot(classes, num_classes + 1)[..., :-1].to(logits.dtype)
+    prob = logits.sigmoid()
+    unlike = prob * (1 - truth) + (1 - prob) * truth
+    balance = alpha * truth + (1 - alpha) * (1 - truth)
+    loss = balance * unlike**gamma * F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    return loss.sum() / num_boxes(targets)
+
+
+def l1(predictions: Predictions, targets: Targets, assignment: Assignment, *, normalize: str = "boxes") -> Tensor:
+    """Absolute difference of centres and sizes.
+
+    Args:
+        normalize: sum divided by the number of "boxes" (DETR), or "mean" over matched numbers (Moment-DETR).
+    """
+    difference = matched(at_least_float32(predictions.boxes), assignment) - matched_targets(targets.boxes, assignment)
+    return _normalized(difference.abs(), targets, normalize)
+
+
+def giou_loss(
+    predictions: Predictions, targets: Targets, assignment: Assignment, *, normalize: str = "boxes"
+) -> Tensor:
+    """1 - GIoU of matched pairs, normalised as `l1`."""
+    predicted = to_corners(matched(at_least_float32(predictions.boxes), assignment))
+    true = to_corners(matched_targets(targets.boxes, assignment))
+    return _normalized(1 - giou(predicted, true), targets, normalize)
+
+
+def _normalized(values: Tensor, targets: Targets, normalize: str) -> Tensor:
+    if normalize == "mean":
+        return values.sum() / max(values.numel(), 1)  # a batch without targets costs nothing, but keeps the gradient
+    return values.sum() / num_boxes(targets)
+
+
+class Criterion:
+    """One loop over everything that was predicted and assigned.
+
+    Args:
+        matcher: assigns where a supervision brings no assignment of its own.
+        terms: name -> loss term.
+        weights: name -> weight, the same names.
+        auxiliary: judge every decoder layer, not only the last.
+    """
+
+    def __init__(
+        self,
+        *,
+        matcher: Matcher,
+        terms: Mapping[str, LossTerm],
+        weights: Mapping[str, float],
+        auxiliary: bool = True,
+    ) -> None:
+        if set(terms) != set(weights):
+            raise ValueError(f"terms {sorted(terms)} and weights {sorted(weights)} must have the same names")
+        self.matcher, self.terms, self.weights, self.auxiliary = matcher, dict(terms), dict(weights), auxiliary
+
+    def supervisions(self, output: Output) -> list[Supervision]:
+        """The last layer first, then the others, then what the system adds."""
+        layers = [Supervision("", output.last)]
+        if self.auxiliary:
+            layers += [Supervision(str(i), predictions) for i, predictions in enumerate(output.layers[:-1])]
+        return layers + list(output.supervisions)
+
+    def __call__(self, output: Output, targets: Targets) -> Losses:
+        total, terms, assignments = output.hidden.new_zeros((), dtype=torch.float32), {}, {}
+        for supervision in self.supervisions(output):
+            assignment = supervision.assignment or self.matcher(supervision.predictions, targets)
+            assignments[supervision.name] = assignment
+            suffix = f"_{supervision.name}" if supervision.name else ""
+            for name, term in self.terms.items():
+                value = term(supervision.predictions, targets, assignment)
+                terms[name + suffix] = value
+                total = total + supervision.weight * self.weights[name] * value
+        return Losses(total, terms, assignments)

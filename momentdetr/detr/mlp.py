@@ -1,0 +1,45 @@
+"""Stacks of linear layers that every other part uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+Activation = Callable[[], nn.Module]
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them: (..., sizes[0]) -> (..., sizes[-1])."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in pairwise(sizes))
+
+    def forward(self, values: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            values = torch.relu(layer(values))
+        return self.layers[-1](values)
+
+
+class FeedForward(nn.Module):
+    """The transformer's two-layer network: (..., C) -> (..., C).
+
+    Args:
+        width: C.
+        hidden: size between the layers.
+        dropout: between the layers.
+        activation: makes the module between them; DAB-DETR and its descendants learn it (`nn.PReLU`).
+    """
+
+    def __init__(self, width: int, hidden: int, *, dropout: float = 0.0, activation: Activation = nn.ReLU) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, hidden)
+        self.activation = activation()
+        self.dropout = nn.Dropout(dropout)
+        self.contract = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.contract(self.dropout(self.activation(self.expand(tokens))))

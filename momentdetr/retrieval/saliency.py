@@ -1,0 +1,58 @@
+"""Losses that order clips by how well they answer the query."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from momentdetr.retrieval.types import SaliencyTargets
+
+_HIDDEN = -1e3  # score of a padded clip, as in the official code
+_NUM_LEVELS = 12  # three annotators give 0 to 4 each: levels 1 to 11 are compared
+
+
+def margin_loss(scores: Tensor, targets: SaliencyTargets, margin: float) -> Tensor:
+    """Hinge over pairs of clips (Moment-DETR): the positive one should lead by `margin`.
+
+    Args:
+        scores: (B, T).
+        targets: pairs; an index of -1 marks a pair that does not exist (queries that are not in the video).
+        margin: 0.2 in the published models.
+    """
+    exists = (targets.positive >= 0) & (targets.negative >= 0)
+    positive = scores.gather(1, targets.positive.clamp(min=0))
+    negative = scores.gather(1, targets.negative.clamp(min=0))
+    hinge = (margin + negative - positive).clamp(min=0) * exists
+    return 2 * hinge.sum() / exists.sum().clamp(min=1)  # twice: the published scale
+
+
+def negative_pair_loss(scores: Tensor, mask: Tensor) -> Tensor:
+    """QD-DETR's: clips should not answer a query of another video; -log(1 - sigmoid(score)), summed over clips.
+
+    Args:
+        scores: (B, T), of each video with a foreign query.
+        mask: (B, T), True where a clip is real.
+    """
+    return (F.softplus(scores) * mask).sum(1).mean()
+
+
+def rank_contrastive_loss(scores: Tensor, levels: Tensor, mask: Tensor, temperature: float = 0.5) -> Tensor:
+    """QD-DETR's: at each level of annotated score, clips at or above it against all others.
+
+    Args:
+        scores: (B, S), own and foreign queries side by side.
+        levels: (B, S), annotated scores, 0 where nobody scored.
+        mask: (B, S), True where a clip is real.
+        temperature: 0.5 in the published model.
+
+    Returns:
+        Scalar. The official code sums eleven levels and divides by twelve; so do we, to keep its scale.
+    """
+    visible = torch.where(mask, scores, torch.full_like(scores, _HIDDEN)) / temperature
+    logits = visible - visible.max(1, keepdim=True).values
+    log_prob = logits - (logits.exp().sum(1, keepdim=True) + 1e-6).log()
+    thresholds = torch.arange(1, _NUM_LEVELS, device=scores.device)
+    positive = (levels[None] >= thresholds[:, None, None]).to(scores.dtype)  # (levels, B, S)
+    mean_log_prob = (positive * log_prob * mask).sum(-1) / (positive.sum(-1) + 1e-6)  # (levels, B)
+    return -mean_log_prob.mean(-1).sum() / _NUM_LEVELS
