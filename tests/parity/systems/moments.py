@@ -1,1 +1,234 @@
-SYSTEMS = ()
+"""Moment-DETR and QD-DETR, from the official repositories and from Lighthouse.
+
+The official weights become leaves of the graph and pass through the product's converter, so gradients of official
+parameters are read off directly, whatever the converter splits, joins or drops.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from momentdetr.detr.losses import Losses
+from momentdetr.detr.types import Assignment, Targets
+from momentdetr.retrieval.convert import convert_state
+from momentdetr.retrieval.model import MomentRetriever
+from momentdetr.retrieval.types import MomentOutput, MomentTargets, SaliencyTargets, VideoText
+from parity.check import Case, Pairs, Run, System
+from parity.material import DTYPES, Golden
+
+TERMS = {
+    "l1": "loss_span",
+    "giou": "loss_giou",
+    "class": "loss_label",
+    "saliency": "loss_saliency",
+    "align": "loss_contrastive_align",
+}
+REPOSITORIES = ("moment_detr", "QD-DETR", "lighthouse", "")  # "": full-size manifests do not say
+PINS = ("*",)  # sine positions are float32 in the official models whatever their precision, and everything reads them
+
+
+def run(golden: Golden, dtype: str) -> Run:
+    """Evaluate and train on the golden inputs, through the converter."""
+    leaves = {name: tensor.to(DTYPES[dtype]).requires_grad_() for name, tensor in golden.state.items()}
+    conversion = convert_state(leaves, golden.args)
+    model = conversion.model().to(DTYPES[dtype])
+    inputs = inputs_of(golden.inputs, DTYPES[dtype])
+    with torch.no_grad():
+        outputs = _named("eval", _evaluate(model, inputs, leaves))
+        outputs |= _named("eval_b1", _said(model, model.eval()(_first_alone(inputs)), leaves))
+    cases = {}
+    for name, case in golden.losses(dtype).items():
+        step = _Step(model.train())
+        weights = {f"model.{key}": value for key, value in conversion.state.items()}
+        targets = targets_of(golden.inputs, inputs)
+        output, losses = functional_call(step, weights, (inputs, targets, case.get("epoch", 0)), strict=True)
+        outputs |= _named(f"train_{name}", _said(model, output, leaves))
+        cases[name] = _case(output, losses, targets, leaves)
+    return Run(outputs, cases)
+
+
+class _Step(nn.Module):
+    """Forward and losses as one call, so that weights can be put in from outside."""
+
+    def __init__(self, model: MomentRetriever) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: VideoText, targets: MomentTargets, epoch: int) -> tuple[MomentOutput, Losses]:
+        output = self.model(inputs)
+        return output, self.model.judge(output, targets)
+
+
+def inputs_of(recorded: Mapping[str, Tensor], dtype: torch.dtype) -> VideoText:
+    """What the official model was given; audio is one more stream behind the others."""
+    video = torch.cat([recorded[name] for name in ("src_vid", "src_aud") if name in recorded], -1)
+    return VideoText(
+        video=video.to(dtype),
+        video_mask=recorded["src_vid_mask"].bool(),
+        text=recorded["src_txt"].to(dtype),
+        text_mask=recorded["src_txt_mask"].bool(),
+    )
+
+
+def _first_alone(inputs: VideoText) -> VideoText:
+    """The first sample without its padding."""
+    clips, words = int(inputs.video_mask[0].sum()), int(inputs.text_mask[0].sum())
+    return VideoText(
+        inputs.video[:1, :clips], inputs.video_mask[:1, :clips], inputs.text[:1, :words], inputs.text_mask[:1, :words]
+    )
+
+
+def targets_of(recorded: Mapping[str, Tensor], inputs: VideoText) -> MomentTargets:
+    """What the official criterion was given; spans as clip indices become fractions of the video."""
+    batch, dtype = len(inputs.video), inputs.video.dtype
+    spans = [recorded.get(f"span_labels.{i}", torch.zeros(0, 2)) for i in range(batch)]
+    boxes = [
+        edges.to(dtype) if edges.is_floating_point() else _as_fractions(edges, int(mask.sum()), dtype)
+        for edges, mask in zip(spans, inputs.video_mask, strict=True)
+    ]
+    mask = torch.arange(max([1, *map(len, boxes)])) < torch.tensor([len(rows) for rows in boxes])[:, None]
+    padded = torch.zeros(*mask.shape, 2, dtype=dtype)
+    padded[mask] = torch.cat(boxes)
+    saliency = None
+    if "saliency_pos_labels" in recorded:
+        scores = recorded.get("saliency_all_labels")
+        saliency = SaliencyTargets(
+            None if scores is None else scores.to(dtype),
+            recorded["saliency_pos_labels"],
+            recorded["saliency_neg_labels"],
+        )
+    return MomentTargets(Targets(torch.zeros(mask.shape, dtype=torch.long), padded, mask), saliency)
+
+
+def _as_fractions(edges: Tensor, num_clips: int, dtype: torch.dtype) -> Tensor:
+    """(n, 2) first and last clip -> centre and width."""
+    start, end = edges[:, 0].to(dtype), edges[:, 1].to(dtype) + 1
+    return torch.stack([(start + end) / 2 / num_clips, (end - start) / num_clips], -1)
+
+
+def _said(model: MomentRetriever, output: MomentOutput, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The official model's dictionary."""
+    *earlier, last = output.output.layers
+    said = {"pred_logits": last.logits, "pred_spans": last.boxes, "saliency_scores": output.saliency}
+    negative = output.encoding.extras.get("negative_saliency")
+    if negative is not None:
+        said |= {"saliency_scores_neg": negative, "video_mask": output.video_mask.to(output.saliency.dtype)}
+    if model.criterion is None or model.criterion.auxiliary:
+        for i, layer in enumerate(earlier):
+            said |= {f"aux_outputs.{i}.pred_logits": layer.logits, f"aux_outputs.{i}.pred_spans": layer.boxes}
+    if model.align is not None:
+        said |= _aligned(model, output, leaves)
+    return said
+
+
+def _aligned(model: MomentRetriever, output: MomentOutput, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    assert model.align is not None
+    assert output.encoding.text is not None
+    queries, words = model.align.project(output.output.hidden, output.encoding.text)
+    said = {"proj_queries": queries[-1], "proj_txt_mem": words}
+    for i, layer in enumerate(queries[:-1]):
+        said |= {f"aux_outputs.{i}.proj_queries": layer, f"aux_outputs.{i}.proj_txt_mem": words}
+    # The official code also projects the clips and never uses the result; we do not keep that projection.
+    clips = output.encoding.memory.tokens[:, : output.video_mask.shape[1]]
+    weight, bias = (leaves[f"contrastive_align_projection_vid.{part}"] for part in ("weight", "bias"))
+    return said | {"proj_vid_mem": F.normalize(F.linear(clips, weight, bias), dim=-1)}
+
+
+def _evaluate(model: MomentRetriever, inputs: VideoText, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The official dictionary, negatives included, and what passes between its modules."""
+    model.eval()
+    parts = {"vid": model.encoder.video_projection, "txt": model.encoder.text_projection}
+    parts |= {"encoder": model.encoder.encoder}
+    if hasattr(model.encoder, "fusion"):
+        parts["fusion"] = model.encoder.fusion[-1]
+    seen: dict[str, list[Tensor]] = defaultdict(list)
+    handles = [
+        part.register_forward_hook(lambda module, args, result, name=name: seen[name].append(result))
+        for name, part in parts.items()
+    ]
+    negatives = {"with_negatives": True} if "fusion" in parts else {}
+    encoding = model.encoder(inputs, **negatives)
+    for handle in handles:
+        handle.remove()
+    output = MomentOutput(model.head(encoding.memory), encoding, inputs.video_mask)
+    hooks = _side_by_side_hooks(output, seen) if "fusion" not in parts else _fused_hooks(model, output, seen)
+    assert encoding.memory.positions is not None
+    positions = encoding.memory.positions[:, : inputs.video.shape[1]]
+    hooks |= {"input_vid_proj": seen["vid"][0], "input_txt_proj": seen["txt"][0], "position_embed": positions}
+    return _said(model, output, leaves) | _named("hook", hooks)
+
+
+def _side_by_side_hooks(output: MomentOutput, seen: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
+    """Moment-DETR's: clips and words in one sequence."""
+    hidden = output.output.hidden
+    return {
+        "transformer.0": hidden,
+        "transformer.1": output.encoding.memory.tokens,
+        "transformer.decoder": hidden.transpose(1, 2),
+        "transformer.encoder": seen["encoder"][0].transpose(0, 1),
+    }
+
+
+def _fused_hooks(model: MomentRetriever, output: MomentOutput, seen: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
+    """QD-DETR's: two passes, with the own and with the neighbour's words; the official code decodes both."""
+    hooks = {}
+    text = seen["txt"][0]
+    token = model.encoder.global_token.expand(len(text), 1, -1)
+    for index, (fused, tokens) in enumerate(zip(seen["fusion"], seen["encoder"], strict=True)):
+        again = f"#{index}" if index else ""
+        memory = replace(output.encoding.memory, tokens=tokens[:, 1:])
+        decoded = model.head(memory)
+        pair = {"0": decoded.hidden, "1": torch.stack(decoded.references)}
+        hooks |= _named(f"transformer.decoder{again}", pair) | _named(f"transformer{again}", pair)
+        hooks |= _named(f"transformer{again}", {"2": memory.tokens, "3": tokens[:, 0]})
+        hooks[f"transformer.encoder{again}"] = tokens.transpose(0, 1)
+        whole = torch.cat([token, fused, text.roll(-index, 0)], 1)
+        hooks[f"transformer.t2v_encoder{again}"] = whole.transpose(0, 1)
+    return hooks
+
+
+def _case(output: MomentOutput, losses: Losses, targets: MomentTargets, leaves: Mapping[str, Tensor]) -> Case:
+    names = [(name, *name.rpartition("_")) for name in losses.terms]
+    terms = {
+        f"{TERMS[stem]}_{layer}" if stem in TERMS and layer.isdigit() else TERMS[name]: losses.terms[name]
+        for name, stem, _, layer in names
+    }
+    if targets.saliency is None:
+        terms["loss_saliency"] = torch.zeros(())  # the official code's way of saying that there is no such term
+    layers = {"": output.output.last, **{str(i): layer for i, layer in enumerate(output.output.layers[:-1])}}
+    for name, assignment in losses.assignments.items():
+        said = layers[name].logits[assignment.sample, assignment.query].argmax(-1)
+        terms["class_error" + (f"_{name}" if name else "")] = 100 * (said != 0).double().mean()
+    gradients = torch.autograd.grad(losses.total, list(leaves.values()), allow_unused=True)
+    batch = len(output.video_mask)
+    calls = [_pairs(assignment, batch) for assignment in losses.assignments.values()]
+    return Case(
+        losses=terms,
+        weighted_sum=losses.total,
+        indices={"matcher": calls or None},
+        gradients=dict(zip(leaves, gradients, strict=True)),
+    )
+
+
+def _pairs(assignment: Assignment, batch: int) -> list[Pairs]:
+    members = [assignment.sample == i for i in range(batch)]
+    return [[assignment.query[m].tolist(), assignment.target[m].tolist()] for m in members]
+
+
+def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor.detach() for name, tensor in tensors.items()}
+
+
+def _accepts(system: str) -> Any:
+    return lambda config: config.get("system") == system and config.get("repo", "") in REPOSITORIES
+
+
+SYSTEMS = tuple(System(name, _accepts(name), run, pins=PINS) for name in ("moment_detr", "qd_detr"))
