@@ -240,3 +240,16 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         "out of memory" in text or "can't allocate memory" in text or "cannot allocate memory" in text
     )
+
+
+__all__ = [
+    "Batches",
+    "FeatureEncoder",
+    "TowerEncoder",
+    "check_clip_length",
+    "check_frames",
+    "check_queries",
+    "require_finite",
+    "resolve_device",
+    "resolve_dtype",
+]
