@@ -75,8 +75,9 @@ def check_outputs(golden: Golden, run: Run, system: System, dtype: str) -> list[
     """A row for every recorded output tensor."""
     rows = []
     recorded = golden.outputs(dtype)
+    worst = tolerance.worst_spread(recorded, golden.tolerances)
     for name in recorded.keys() & run.outputs.keys():
-        limit = tolerance.of_tensor(name, recorded[name], dtype, golden.tolerances, system.pins)
+        limit = tolerance.of_tensor(name, recorded[name], dtype, golden.tolerances, system.pins, worst)
         rows.append(compare_tensor(name, run.outputs[name], recorded[name], limit))
     return _in_order(rows + uncompared(recorded.keys() - run.outputs.keys(), system.permitted), recorded)
 
@@ -98,8 +99,8 @@ def check_losses(golden: Golden, run: Run, system: System, dtype: str) -> list[R
             else:
                 rows += uncompared([full], system.permitted)
         # A term of ours that the official code does not have would be trained on unseen.
-        unknown = (f"{name[len('losses.') :]}" for name in given.keys() - theirs.keys() if name.startswith("losses."))
-        rows += [compare_exactly(f"train_{case}.losses.{name}", "a loss term", "no such term") for name in unknown]
+        unknown = sorted(name for name in given.keys() - theirs.keys() if name.startswith("losses."))
+        rows += [compare_exactly(f"train_{case}.{name}", "a loss term", "no such term") for name in unknown]
     return rows
 
 
@@ -139,14 +140,14 @@ def check_gradients(golden: Golden, run: Run, system: System, dtype: str) -> lis
     for case, recorded in golden.losses(dtype).items():
         theirs = _fingerprints(recorded)
         wide = _fingerprints(other.get(case, {}))
-        whole = sum(print_.norm**2 for print_ in theirs.values() if print_) ** 0.5
+        whole = sum(value.norm**2 for value in theirs.values() if value) ** 0.5
         ours = run.cases[case].gradients if case in run.cases else {}
         for name, value in theirs.items():
             full = f"train_{case}.gradients.{name}"
             if name not in ours:
                 rows += uncompared([full], system.permitted)
                 continue
-            limit = tolerance.of_gradient(value, dtype, wide.get(name), whole) if value else 0.0
+            limit = tolerance.of_gradient(full, value, dtype, wide.get(name), whole, system.pins) if value else 0.0
             rows.append(compare_gradient(full, ours[name], value, limit))
     return rows
 

@@ -127,7 +127,6 @@ def _matcher(tape: Tape) -> None:
         assignment = _matcher_of(_repo(tape))(Predictions(tape[f"{name}.pred_logits"], said), pad(labels, boxes))
         tape.equal(name, pairs_of(assignment, len(boxes)))
 
-
     if "matcher.ce" in tape.names:
         _boundary_matcher(tape)
 

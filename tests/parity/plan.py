@@ -55,7 +55,7 @@ def plan(item: Item) -> list[Plan]:
         return [Plan(one, item.name, family, partial(_operations, item.path, family)) for one, family in named]
     answers = {
         Kind.FULLSIZE: ("outputs", lambda: fullsize.check(item.path, system_for)),
-        Kind.DATASET: ("inputs", lambda: loaders.check(item.path)),
+        Kind.DATASET: ("inputs", partial(_loader, item.path)),
         Kind.EVALUATION: ("scores", partial(_evaluation, item)),
         Kind.UNKNOWN: ("content", partial(_unknown, item)),
     }
@@ -107,6 +107,13 @@ def _operations(path: Path, family: str) -> list[Row]:
     rows = operations.check(path, family)
     if rows is None:
         raise NoSystem(f"operations {family!r} of {path.stem} are not built yet")
+    return rows
+
+
+def _loader(path: Path) -> list[Row]:
+    rows = loaders.check(path)
+    if rows is None:
+        raise NoSystem(f"the loader of {path.stem} reads a data set whose reader is not built yet")
     return rows
 
 

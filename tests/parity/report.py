@@ -39,7 +39,7 @@ class Report:
 
 
 def _summary(parts: dict[str, list[Row]]) -> str:
-    counts = [f"{part} {sum(row.status is Status.EQUAL for row in rows)}/{len(rows)}" for part, rows in parts.items()]
+    counts = [_count(part, rows) for part, rows in parts.items()]
     rows = [row for rows in parts.values() for row in rows]
     worst = max((row for row in rows if row.tolerance > 0), key=lambda row: row.ratio, default=None)
     told = "" if worst is None else f"; worst {worst.ratio:.3f} of its tolerance ({worst.name})"
@@ -49,6 +49,12 @@ def _summary(parts: dict[str, list[Row]]) -> str:
             excused[row.note] += 1
     notes = "".join(f"; {count} not compared: {note}" for note, count in excused.items())
     return ", ".join(counts) + told + notes
+
+
+def _count(part: str, rows: Sequence[Row]) -> str:
+    equal = [row for row in rows if row.status is Status.EQUAL]
+    largest = max((row.difference for row in equal), default=0.0)
+    return f"{part} {len(equal)}/{len(rows)}" + (f" (to {largest:.0e})" if largest > 0 else "")
 
 
 def verdict(rows: Iterable[Row]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from parity.comparison import Fingerprint
@@ -13,20 +13,29 @@ FLOOR = {"float32": 1e-5, "float64": 1e-9}
 PINNED = 1e-5
 """In float64, where the official code computes a part in float32 whatever the model's precision."""
 
-GRADIENT = {"float32": 1e-4, "float64": 1e-6}
-GRADIENT_FLOOR = {"float32": 1e-6, "float64": 1e-8}
+GRADIENT = {"float32": 1e-4, "float64": 1e-8}
+GRADIENT_OF_WHOLE = 1e-2
 
 
-def of_tensor(name: str, theirs: Tensor, dtype: str, spreads: dict[str, float], pins: Iterable[str]) -> float:
+def of_tensor(
+    name: str, theirs: Tensor, dtype: str, spreads: Mapping[str, float], pins: Iterable[str], worst: float = 0.0
+) -> float:
     """Largest absolute difference allowed for an output tensor.
 
-    float32: ten times the official code's own |float32 - float64|, at least 1e-5. Tensors without that record (hooks
-    inside a module) get 1e-5 of their largest magnitude, at least 1e-5. float64: 1e-9, where pinned 1e-5, of the
-    largest magnitude above 1.
+    float32: ten times the official code's own |float32 - float64| (`spreads`), at least 1e-5. For a tensor without that
+    record (what passes between modules) ten times the folder's `worst` relative spread, at least 1e-5, of the tensor's
+    largest magnitude, at least 1. float64: 1e-9, where pinned 1e-5, of the largest magnitude, at least 1.
     """
     if dtype == "float32" and name in spreads:
         return max(10 * spreads[name], FLOOR["float32"])
-    return floor_of(name, dtype, pins) * max(1.0, magnitude(theirs))
+    relative = max(floor_of(name, dtype, pins), 10 * worst if dtype == "float32" else 0.0)
+    return relative * max(1.0, magnitude(theirs))
+
+
+def worst_spread(recorded: Mapping[str, Tensor], spreads: Mapping[str, float]) -> float:
+    """The largest |float32 - float64| of the official code, relative to the tensor's magnitude, at least 1."""
+    known = recorded.keys() & spreads.keys()
+    return max((spreads[name] / max(1.0, magnitude(recorded[name])) for name in known), default=0.0)
 
 
 def of_loss(name: str, theirs: float, dtype: str, in_float64: float | None, pins: Iterable[str]) -> float:
@@ -37,23 +46,36 @@ def of_loss(name: str, theirs: float, dtype: str, in_float64: float | None, pins
     return floor
 
 
-def of_gradient(theirs: Fingerprint, dtype: str, in_float64: Fingerprint | None, whole: float) -> float:
+def of_gradient(
+    name: str,
+    theirs: Fingerprint,
+    dtype: str,
+    in_float64: Fingerprint | None,
+    whole: float,
+    pins: Iterable[str],
+) -> float:
     """Largest difference allowed in norm, sum and ramp product of one parameter's gradient.
 
-    A perturbation of relative size e changes the norm by at most e |g|, and sum and ramp product, for errors that are
-    independent, by about as much. So e = 1e-4 (float32) or 1e-6 (float64) of the parameter's own norm; but not below
-    1e-6 (1e-8) of the norm of the whole gradient, because some gradients are zero up to rounding (a key's bias
-    before a softmax); and in float32 not below ten times the official code's own |float32 - float64|.
+    A relative error of size e changes the norm by at most e |g|, and sum and ramp product, where errors are
+    independent, by about as much. So e |g| is allowed, with e = 1e-4 in float32, 1e-8 in float64, where pinned 1e-5;
+    where that is more, a hundredth of e times the norm of all parameters' gradients together, because some
+    gradients are zero up to rounding (a key's bias before a softmax); and in float32, where that is more, ten times the
+    official code's own |float32 - float64|.
     """
-    tolerance = max(GRADIENT[dtype] * theirs.norm, GRADIENT_FLOOR[dtype] * whole)
+    pinned = dtype == "float64" and _matches(name, pins)
+    relative = PINNED if pinned else GRADIENT[dtype]
+    tolerance = relative * max(theirs.norm, GRADIENT_OF_WHOLE * whole)
     if dtype == "float32" and in_float64 is not None:
         return max(tolerance, 10 * theirs.gap(in_float64))
     return tolerance
 
 
 def floor_of(name: str, dtype: str, pins: Iterable[str]) -> float:
-    pinned = dtype == "float64" and any(fnmatchcase(name, pattern) for pattern in pins)
-    return PINNED if pinned else FLOOR[dtype]
+    return PINNED if dtype == "float64" and _matches(name, pins) else FLOOR[dtype]
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def magnitude(tensor: Tensor) -> float:

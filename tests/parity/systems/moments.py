@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from parity.check import Case, Pairs, Run, System
+from parity.material import DTYPES, Golden
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -21,8 +23,6 @@ from momentdetr.detr.types import Assignment, Targets
 from momentdetr.retrieval.convert import convert_state
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.types import MomentOutput, MomentTargets, SaliencyTargets, VideoText
-from parity.check import Case, Pairs, Run, System
-from parity.material import DTYPES, Golden
 
 TERMS = {
     "l1": "loss_span",
