@@ -228,14 +228,14 @@ def _evaluate_saliency(
     strict: bool,
     notes: list[str],
 ) -> dict[str, HighlightScores]:
-    scored = [(record, record.saliency) for record in truth if record.saliency is not None]
+    scored = [(record, record.saliency) for record in truth if record.saliency is not None and record.saliency.clips]
     if strict and len(scored) < len(truth):
-        raise BadInput("the official script fails on annotations without saliency scores")
+        raise BadInput("the official script fails on annotations without a scored clip")
     if not scored:
         notes.append("no highlight scores: the annotations have no saliency")
         return {}
     if len(scored) < len(truth):
-        notes.append(f"{len(truth) - len(scored)} queries without annotated saliency do not count for highlights")
+        notes.append(f"{len(truth) - len(scored)} queries without a scored clip do not count for highlights")
     curves = [last[record.qid].saliency if record.qid in last else None for record, _ in scored]
     num_clips = [int(record.duration_s / clip_length_s) for record, _ in scored]
     silent = [record.qid for (record, _), curve in zip(scored, curves, strict=True) if not curve]

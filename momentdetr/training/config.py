@@ -29,17 +29,17 @@ class GroupRule(Section):
     """
 
     match: str
-    learning_rate_scale: float = Field(1.0, ge=0)
-    weight_decay: float | None = Field(None, ge=0)
+    learning_rate_scale: float = Field(default=1.0, ge=0)
+    weight_decay: float | None = Field(default=None, ge=0)
 
 
 class OptimizerConfig(Section):
     """AdamW. `clip_norm` is the greatest gradient norm (L2 of all gradients together), 0 for no limit."""
 
-    learning_rate: float = Field(1e-4, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: float = Field(0.1, ge=0)
+    clip_norm: float = Field(default=0.1, ge=0)
     groups: tuple[GroupRule, ...] = ()
 
 
@@ -53,11 +53,11 @@ class ScheduleConfig(Section):
     """
 
     kind: Literal["constant", "step", "multistep", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    step_epochs: int = Field(1, ge=1)
+    warmup_steps: int = Field(default=0, ge=0)
+    step_epochs: int = Field(default=1, ge=1)
     milestones: tuple[int, ...] = ()
-    gamma: float = Field(0.1, gt=0, le=1)
-    final_scale: float = Field(0.0, ge=0, le=1)
+    gamma: float = Field(default=0.1, gt=0, le=1)
+    final_scale: float = Field(default=0.0, ge=0, le=1)
 
 
 class LoopConfig(Section):
@@ -78,18 +78,18 @@ class LoopConfig(Section):
         max_skipped: stop after so many steps in a row whose loss or gradient is not finite.
     """
 
-    epochs: int = Field(200, ge=1)
-    batch_size: int = Field(32, ge=1)
-    max_steps: int | None = Field(None, ge=1)
-    seed: int = Field(0, ge=0)
+    epochs: int = Field(default=200, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
-    ema_decay: float = Field(0.0, ge=0, lt=1)
-    evaluate_every: int = Field(1, ge=0)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    evaluate_every: int = Field(default=1, ge=0)
     select_by: str | None = None
-    checkpoint_every: int = Field(1, ge=1)
-    checkpoint_steps: int = Field(0, ge=0)
-    log_every: int = Field(10, ge=1)
-    max_skipped: int = Field(10, ge=1)
+    checkpoint_every: int = Field(default=1, ge=1)
+    checkpoint_steps: int = Field(default=0, ge=0)
+    log_every: int = Field(default=10, ge=1)
+    max_skipped: int = Field(default=10, ge=1)
 
 
 C = TypeVar("C", bound=Section)

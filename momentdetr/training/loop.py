@@ -193,6 +193,7 @@ class _Run(Generic[B]):
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.loop.precision == "bf16"):
             total, terms = self.task.loss(self.task.model, batch, epoch)
         norm, culprit = self._update(total, terms)
+        total = total.detach()
         if culprit:
             for buffer, before in statistics:
                 buffer.copy_(before)
@@ -201,7 +202,7 @@ class _Run(Generic[B]):
         position.skipped_in_row = 0
         if position.step % self.loop.log_every == 0:
             seconds = time.perf_counter() - started
-            values = {name: float(term) if bool(term.isfinite()) else None for name, term in terms.items()}
+            values = {name: float(term.detach()) if bool(term.isfinite()) else None for name, term in terms.items()}
             line = {"step": position.step, "epoch": epoch, "loss": float(total), "terms": values, "grad_norm": norm}
             rates = [group["lr"] for group in self.optimizer.param_groups]
             self.metrics.write({**line, "learning_rate": rates[-1], "seconds": round(seconds, 4)})

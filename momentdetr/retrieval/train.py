@@ -1,0 +1,246 @@
+"""Trains a retriever from one configuration file on features that lie on the disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from momentdetr.datasets.predictions import write_predictions
+from momentdetr.datasets.qvhighlights import read_qvhighlights
+from momentdetr.errors import BadCheckpoint, BadInput
+from momentdetr.evaluation.moments import MomentScores, evaluate_moments
+from momentdetr.evaluation.ranking import auroc
+from momentdetr.features.spec import FeatureSpec
+from momentdetr.retrieval.batches import MomentBatch, MomentDataset
+from momentdetr.retrieval.checkpoint import save
+from momentdetr.retrieval.feature_files import read_texts, read_videos
+from momentdetr.retrieval.generated import generate
+from momentdetr.retrieval.model import MomentRetriever
+from momentdetr.retrieval.predicting import predict_dataset
+from momentdetr.retrieval.presets import build
+from momentdetr.training.checkpoint import CheckpointFolder
+from momentdetr.training.config import LoopConfig, OptimizerConfig, ScheduleConfig, Section, load_config
+from momentdetr.training.loop import FitResult, Task, fit
+from momentdetr.training.order import derived_seed
+from momentdetr.training.state import restore_weights
+
+
+class DataConfig(Section):
+    """Where annotations and features are; paths are relative to the current directory.
+
+    Args:
+        train: annotations to learn from, .jsonl.
+        val: annotations to be scored on, .jsonl; None: the model is not scored.
+        video: a .safetensors file (video -> (T, dim)) or an official feature folder; one per stream, in the order of
+            the specification.
+        text: a .safetensors file (query id -> (W, dim)) or an official feature folder.
+        generated: make so many queries (and a quarter as many to be scored on) instead of reading any file.
+    """
+
+    train: str | None = None
+    val: str | None = None
+    video: str | tuple[str, ...] = ()
+    text: str | None = None
+    generated: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _complete(self) -> DataConfig:
+        named = {"train": self.train, "video": self.video, "text": self.text}
+        missing = [key for key, value in named.items() if not value]
+        if not self.generated and missing:
+            raise ValueError(f"needs {', '.join(missing)} (or 'generated')")
+        return self
+
+
+class RetrievalConfig(Section):
+    """Everything about one training run.
+
+    Args:
+        data: see `DataConfig`.
+        features: a `FeatureSpec` as plain values, or the path of a .json file that holds it.
+        model: "preset", "sizes", "weights" and options of `presets.build`; the feature dimensions are filled in.
+        training: see `LoopConfig`; `select_by` is a name of the official brief scores, e.g. "MR-full-mAP".
+        optimizer: see `OptimizerConfig`.
+        schedule: see `ScheduleConfig`.
+        about: free text for people, stored with the model.
+        device: "auto" takes the GPU if there is one.
+    """
+
+    data: DataConfig
+    features: dict[str, Any] | str
+    model: dict[str, Any]
+    training: LoopConfig = LoopConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    about: dict[str, Any] = Field(default_factory=dict)
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class _OnDevice:
+    """Training samples, moved to where the model is."""
+
+    dataset: MomentDataset
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batch(self, indices: Sequence[int], *, seed: int, epoch: int) -> MomentBatch:
+        return self.dataset.batch(indices, seed=seed, epoch=epoch).to(self.device)
+
+
+def train(
+    config_path: str | Path,
+    overrides: Sequence[str],
+    output_dir: str | Path,
+    resume: bool = False,
+    *,
+    progress: bool = True,
+) -> Path:
+    """Train a retriever and write it.
+
+    Args:
+        config_path: a file as in configs/retrieval.
+        overrides: "section.key=value", applied to the configuration.
+        output_dir: gets metrics.jsonl, checkpoints/, the retriever (retriever/) and, if it was scored, its answers
+            (val_predictions.jsonl) and scores (val_scores.json).
+        resume: go on with the run that `output_dir` holds.
+        progress: draw a progress line on stderr.
+
+    Returns:
+        The folder of the retriever: the best one by `training.select_by`, else the last.
+
+    Raises:
+        BadInput: the configuration, annotations or features cannot be used; every fault is named.
+        BadCheckpoint: the run cannot be resumed.
+    """
+    config = load_config(RetrievalConfig, config_path, overrides)
+    spec, output_dir = _feature_spec(config.features), Path(output_dir)
+    learn, score = _datasets(config, spec)
+    model_config = _with_dimensions(config.model, spec)
+    device = _device(config.device)
+    model = _initial_model(model_config, config.training.seed).to(device)
+
+    def evaluate(network: nn.Module) -> Mapping[str, float]:
+        assert isinstance(network, MomentRetriever)
+        assert score is not None
+        return _answers(network, score, config.training.batch_size, device)[1].headline
+
+    task = Task(
+        model=model,
+        samples=_OnDevice(learn, device),
+        loss=_loss,
+        names=lambda batch: batch.sample_ids,
+        evaluate=None if score is None else evaluate,
+        config=config.model_dump(mode="json", exclude={"device", "about"}),
+    )
+    result = fit(task, config.training, config.optimizer, config.schedule, output_dir, resume=resume, progress=progress)
+    best = _best_model(result, output_dir, model, averaged=config.training.ema_decay > 0)
+    if score is not None:
+        _write_scores(best, score, config.training.batch_size, device, output_dir)
+    return save(output_dir / "retriever", model_config, best, spec, about=config.about)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    scores: MomentScores
+    absent_auroc: float | None
+
+    @property
+    def headline(self) -> dict[str, float]:
+        extra = {} if self.absent_auroc is None else {"absent-AUROC": round(100 * self.absent_auroc, 2)}
+        return {**self.scores.brief, **extra}
+
+
+def _answers(model: MomentRetriever, data: MomentDataset, batch_size: int, device: torch.device) -> tuple[Any, _Scored]:
+    predictions, absent = predict_dataset(model.eval(), data, batch_size=batch_size, device=device)
+    scores = evaluate_moments(predictions, data.records, clip_length_s=data.spec.clip_length_s)
+    truly_absent = [not record.windows_s for record in data.records]
+    some_absent = 0 < sum(truly_absent) < len(truly_absent)
+    return predictions, _Scored(scores, auroc(absent, truly_absent) if some_absent else None)
+
+
+def _write_scores(
+    model: MomentRetriever, data: MomentDataset, batch_size: int, device: torch.device, folder: Path
+) -> None:
+    predictions, scored = _answers(model, data, batch_size, device)
+    write_predictions(folder / "val_predictions.jsonl", predictions)
+    document = {**scored.scores.to_dict(), "absent-AUROC": scored.absent_auroc, "notes": list(scored.scores.notes)}
+    (folder / "val_scores.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _loss(model: nn.Module, batch: MomentBatch, epoch: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+    assert isinstance(model, MomentRetriever)
+    losses = model.loss(batch.inputs, batch.targets, epoch)
+    return losses.total, losses.terms
+
+
+def _initial_model(model_config: Mapping[str, Any], seed: int) -> MomentRetriever:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed("weights", seed))
+        return build(model_config)
+
+
+def _best_model(result: FitResult, folder: Path, model: MomentRetriever, *, averaged: bool) -> MomentRetriever:
+    if result.best_step is None or result.best_step == result.steps:
+        assert isinstance(result.model, MomentRetriever)
+        return result.model.eval()
+    checkpoint = CheckpointFolder(folder / "checkpoints").load(result.best_step)
+    restore_weights(model, checkpoint.tensors["average" if averaged else "model"], "best model")
+    return model.eval()
+
+
+def _feature_spec(features: dict[str, Any] | str) -> FeatureSpec:
+    try:
+        if isinstance(features, str):
+            features = json.loads(Path(features).read_text(encoding="utf-8"))
+        return FeatureSpec.from_dict(features)  # type: ignore[arg-type] # anything else is refused there
+    except (OSError, ValueError) as error:
+        reason = error if isinstance(error, BadCheckpoint) else f"{features} cannot be read: {error}"
+        raise BadInput(f"features: {reason}") from error
+
+
+def _with_dimensions(model: Mapping[str, Any], spec: FeatureSpec) -> dict[str, Any]:
+    """The model's configuration with the input sizes that the features have."""
+    sizes = {"video_dim": spec.video_dim, "text_dim": spec.text_dim}
+    given = model.get("sizes", {})
+    wrong = [key for key, value in sizes.items() if given.get(key, value) != value]
+    if wrong:
+        raise BadInput(f"model.sizes.{wrong[0]} is {given[wrong[0]]}, but the features have {sizes[wrong[0]]}")
+    return {**model, "sizes": {**given, **sizes}}
+
+
+def _datasets(config: RetrievalConfig, spec: FeatureSpec) -> tuple[MomentDataset, MomentDataset | None]:
+    data = config.data
+    if data.generated:
+        worlds = [generate(count, spec, seed) for seed, count in ((0, data.generated), (1, data.generated // 4 or 1))]
+        learn, score = (MomentDataset(world.records, world.videos, world.texts, spec) for world in worlds)
+        return learn, score
+    assert data.train is not None
+    return _dataset(data.train, data, spec), None if data.val is None else _dataset(data.val, data, spec)
+
+
+def _dataset(annotations: str, data: DataConfig, spec: FeatureSpec) -> MomentDataset:
+    assert data.text is not None
+    records = read_qvhighlights(annotations, clip_length_s=spec.clip_length_s)
+    sources = [data.video] if isinstance(data.video, str) else list(data.video)
+    videos = read_videos(sources, list(dict.fromkeys(record.video for record in records)))
+    texts = read_texts(data.text, [str(record.qid) for record in records])
+    return MomentDataset(records, videos, texts, spec)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"device {name!r} is not usable here: {error}") from error
