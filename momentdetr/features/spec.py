@@ -88,15 +88,17 @@ class FeatureSpec:
         """Read what `to_dict` wrote (JSON's lists become tuples again).
 
         Raises:
-            BadCheckpoint: a key is missing or unknown.
+            BadCheckpoint: a key is missing or unknown, or a value is of the wrong kind.
         """
         try:
             values = _known(cls, data)
             values["video"] = tuple(_stream(stream) for stream in values["video"])
             values["text"] = _stream(values["text"])
-            return cls(**values)
-        except (KeyError, TypeError) as error:
+            spec = cls(**values)
+            _check(spec)
+        except (KeyError, TypeError, ValueError) as error:
             raise BadCheckpoint(f"feature specification is not readable: {error}") from error
+        return spec
 
     def require_same(self, other: FeatureSpec) -> None:
         """Check that features made by `other` may be fed to a model trained on `self`.
@@ -131,6 +133,25 @@ def _stream(data: Mapping[str, Any]) -> Stream:
         picture["mean"], picture["std"] = tuple(picture["mean"]), tuple(picture["std"])
         values["preprocessing"] = Preprocessing(**picture)
     return Stream(**values)
+
+
+def _check(spec: FeatureSpec) -> None:
+    """Raise ValueError for values that no extractor writes, where they are read and not where they are first used."""
+    for name, value in (
+        *((f"dim of {stream.name}", stream.dim) for stream in (*spec.video, spec.text)),
+        *(("image_size", stream.preprocessing.image_size) for stream in spec.video if stream.preprocessing),
+        ("max_clips", spec.max_clips),
+        ("max_words", spec.max_words),
+    ):
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} is {value!r}; expected a whole number above 0")
+    length = spec.clip_length_s
+    if isinstance(length, bool) or not isinstance(length, int | float) or not 0 < length < float("inf"):
+        raise ValueError(f"clip_length_s is {length!r}; expected seconds above 0")
+    if spec.normalize not in ("l2", "none"):
+        raise ValueError(f"normalize is {spec.normalize!r}; expected 'l2' or 'none'")
+    if not spec.video:
+        raise ValueError("there is no video stream")
 
 
 def _leaves(mine: Any, theirs: Any, name: str) -> list[tuple[str, Any, Any]]:

@@ -16,6 +16,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -186,24 +187,27 @@ def _pack(key: str, features: EncodedFeatures) -> bytes:
     about = {
         "format": _FORMAT,
         "key": key,
-        # safetensors itself does not notice a flipped bit.
-        "sha256": tensor_digest(values),
         "duration_s": features.duration_s,
         "clip_length_s": features.clip_length_s,
         "spec": features.spec.to_dict(),
     }
-    return save({"features": values}, {"about": json.dumps(about)})
+    return save({"features": values}, {"about": json.dumps(about), "sha256": _seal(about, values)})
 
 
 def _unpack(data: bytes, key: str) -> EncodedFeatures:
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    about = json.loads(header["__metadata__"]["about"])
+    about, seal = json.loads(header["__metadata__"]["about"]), header["__metadata__"]["sha256"]
     if about["format"] != _FORMAT or about["key"] != key:
         raise BadCheckpoint("holds the features of another file or format")
     values = load(data)["features"]
-    if tensor_digest(values) != about["sha256"]:
+    if _seal(about, values) != seal:
         raise BadCheckpoint("its bytes have changed since they were written")
     return EncodedFeatures(values, about["duration_s"], about["clip_length_s"], FeatureSpec.from_dict(about["spec"]))
+
+
+def _seal(about: dict[str, Any], values: Tensor) -> str:
+    """Digest of all that a file says: safetensors itself does not notice a flipped bit."""
+    return hashlib.sha256(f"{json.dumps(about, sort_keys=True)} {tensor_digest(values)}".encode()).hexdigest()
 
 
 __all__ = ["EncodedFeatures", "FeatureStore", "content_hash", "feature_key"]
