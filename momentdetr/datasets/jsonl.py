@@ -59,6 +59,13 @@ def read_json_lines(path: str | Path) -> JsonLines:
     return JsonLines(tuple(objects), tuple(faults), tuple(remarks))
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a number that fits a machine's numbers; NaN and infinity do, truth values do not."""
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+
+
 def _object(line: str) -> dict[str, Any] | str:
     """The object, or in words why it is none."""
     try:

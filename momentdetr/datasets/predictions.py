@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from momentdetr.datasets.jsonl import read_json_lines
+from momentdetr.datasets.jsonl import is_number, read_json_lines
 from momentdetr.datasets.records import Fault, fault_text
 from momentdetr.errors import BadInput
 
@@ -97,6 +97,4 @@ def _are_windows(value: object) -> bool:
 
 
 def _are_numbers(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number) for number in value
-    )
+    return isinstance(value, list) and all(is_number(number) and math.isfinite(number) for number in value)

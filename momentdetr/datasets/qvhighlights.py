@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from momentdetr.datasets.jsonl import read_json_lines
+from momentdetr.datasets.jsonl import is_number, read_json_lines
 from momentdetr.datasets.records import (
     AnnotationReport,
     Fault,
@@ -95,7 +95,7 @@ def _record(data: Mapping[str, Any]) -> MomentRecord | str:
     for key in ("query", "vid"):
         if not isinstance(data[key], str):
             return f"{key} is {data[key]!r}, expected text"
-    if not _is_number(data["duration"]):
+    if not is_number(data["duration"]):
         return f"duration is {data['duration']!r}, expected seconds"
     windows = data["relevant_windows"]
     if not isinstance(windows, list) or not all(_is_pair(window) for window in windows):
@@ -117,22 +117,18 @@ def _saliency(data: Mapping[str, Any]) -> Saliency | str | None:
     clips, scores = data.get("relevant_clip_ids"), data.get("saliency_scores")
     if clips is None and scores is None:
         return None
-    if not isinstance(clips, list) or not all(isinstance(clip, int) and not isinstance(clip, bool) for clip in clips):
+    if not isinstance(clips, list) or not all(isinstance(clip, int) and is_number(clip) for clip in clips):
         return f"relevant_clip_ids is {_short(clips)}, expected whole numbers"
     rows_are_right = isinstance(scores, list) and all(
-        isinstance(row, list) and all(_is_number(score) for score in row) for row in scores
+        isinstance(row, list) and all(is_number(score) for score in row) for row in scores
     )
     if not isinstance(scores, list) or not rows_are_right:
         return f"saliency_scores is {_short(scores)}, expected one list of numbers a clip"
     return Saliency(tuple(clips), tuple(tuple(row) for row in scores))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _is_pair(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(_is_number(number) for number in value)
+    return isinstance(value, list) and len(value) == 2 and all(is_number(number) for number in value)
 
 
 def _short(value: object) -> str:
