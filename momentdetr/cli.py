@@ -7,20 +7,21 @@ Exit codes: 0 done, 2 bad input, 4 the machine or the network is in the way, 130
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from momentdetr.errors import BadInput, MomentDETRError
+from momentdetr.terminal import do_all, print_json, progress_bar, say, show, warn
 
 if TYPE_CHECKING:
-    from momentdetr.search.results import SearchResult
+    from momentdetr.weights import ResolvedModel
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,7 +59,7 @@ def _options(
 
 @app.command()
 def search(
-    video: Annotated[Path, typer.Argument(help="Any video file.")],
+    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="Any video file.")],
     queries: Annotated[list[str], typer.Argument(metavar="QUERY...", help="What to find: one or several sentences.")],
     model: Model = "demo",
     top: Annotated[int, typer.Option(min=1, help="Moments per query, at most.")] = 5,
@@ -81,22 +82,92 @@ def search(
     from momentdetr.search.loading import DEMO, load
 
     check_queries(queries)
-    _check_picture(plot)
+    if plot is not None:
+        from momentdetr.search.plots import check_format
+
+        check_format(plot)
     retriever = load(model, device, encoder=encoder, cache=not no_cache)
     if model == DEMO:
-        _say(DEMO_NOTE)
-    with _bar("encoding", "clips") as progress:
+        say(DEMO_NOTE)
+    with progress_bar("encoding", "clips") as progress:
         encoded = retriever.encode(video, progress=progress, decoder=decoder, salvage=salvage)
     if not encoded.complete:
-        _say(f"warning: {video} is damaged, only the readable part ({encoded.duration_s:.1f} s) was searched")
-    with _bar("searching", "windows") as progress:
+        say(f"warning: {video} is damaged, only the readable part ({encoded.duration_s:.1f} s) was searched")
+    with progress_bar("searching", "windows") as progress:
         result = retriever.search(encoded, queries, top, progress=progress)
-    _show(result, forms[0] if forms else "table")
+    show(result, forms[0] if forms else "table")
     # What was found is printed by now, whatever becomes of the files.
-    _all_of(
-        *([lambda: _say(f"picture: {result.plot(plot)}")] if plot is not None else []),
-        *([lambda: _say(f"clips: {len(result.save_clips(clips))} in {clips}")] if clips is not None else []),
+    do_all(
+        *([lambda: say(f"picture: {result.plot(plot)}")] if plot is not None else []),
+        *([lambda: say(f"clips: {len(result.save_clips(clips))} in {clips}")] if clips is not None else []),
     )
+
+
+@app.command()
+def serve(
+    model: Model = "demo",
+    host: Annotated[str, typer.Option(help="Address to listen at. Others than this machine's own need --auth.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="The first port tried; 0: any free one.")] = 7860,
+    auth: Annotated[
+        str | None, typer.Option(envvar="MOMENTDETR_AUTH", help="USER:PASSWORD that visitors must give.")
+    ] = None,
+    allow_anyone: Annotated[bool, typer.Option("--allow-anyone", help="Open to the network without password.")] = False,
+    device: Device = "auto",
+    open_browser: Annotated[bool, typer.Option("--open", help="Show the page in a browser.")] = False,
+) -> None:
+    """Open the page: upload a video, ask, see and play the moments."""
+    if auth is not None and not all(auth.partition(":")):
+        raise BadInput("--auth has no password, expected USER:PASSWORD")
+    from momentdetr.web import serve as serve_page
+
+    user, _, password = (auth or "").partition(":")
+    running = serve_page(
+        model,
+        host=host,
+        port=port,
+        auth=(user, password) if auth else None,
+        allow_anyone=allow_anyone,
+        device=device,
+        open_browser=open_browser,
+        block=False,
+    )
+    try:
+        say(f"serving {running.url} (Ctrl+C ends it)")
+        if model == "demo":
+            say(DEMO_NOTE)
+        running.page.block_thread()
+    finally:
+        running.close()
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A file as in configs/retrieval.")],
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder of the run: metrics, checkpoints, the retriever.")] = Path(
+        "runs/run"
+    ),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+) -> None:
+    """Train a retriever from a configuration file."""
+    from momentdetr.retrieval.train import train as train_retriever
+
+    print(train_retriever(config, settings or (), output, resume))
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="An official or Lighthouse checkpoint file.")],
+    out: Annotated[Path, typer.Argument(help="Folder for config.json and model.safetensors.")],
+) -> None:
+    """Convert a published checkpoint of Moment-DETR or QD-DETR into a model folder."""
+    from momentdetr.retrieval.checkpoint import save
+    from momentdetr.retrieval.convert import convert as convert_file
+
+    converted = convert_file(checkpoint)
+    print(save(out, converted.config, converted.model(), converted.spec, about=converted.about))
 
 
 @app.command()
@@ -108,9 +179,10 @@ def doctor(
 
     findings = examine()
     if as_json:
-        _print_json([vars(finding) for finding in findings])
+        print_json([vars(finding) for finding in findings])
     else:
-        _print_rows(("", "what", "found"), [("ok" if f.ok else "BAD", f.name, f.text) for f in findings])
+        for finding in findings:
+            print(f"{'ok ' if finding.ok else 'BAD'}  {finding.name:28}  {finding.text}")
     raise typer.Exit(0 if all(finding.ok for finding in findings) else 4)
 
 
@@ -119,13 +191,12 @@ def weights_list() -> None:
     """Name every published model, its licence and size, and whether it is here."""
     from momentdetr.weights import list_models
 
-    rows = []
     for status in list_models():
-        size = sum(file.file.size or file.file.about_bytes or 0 for file in status.files)
+        size = sum(file.file.size or file.file.about_bytes or 0 for file in status.files) / 1e6
+        print(f"{status.card.name}  ({size:.0f} MB, {'here' if status.ready else 'not here'})")
         licences = "; ".join(dict.fromkeys(file.file.licence for file in status.files))
-        here = "yes" if status.ready else "no"
-        rows.append((status.card.name, here, f"{size / 1e6:.0f} MB", status.card.what, licences, status.card.published))
-    _print_rows(("name", "here", "size", "what", "licence", "published figures"), rows)
+        published = [f"published: {status.card.published}"] if status.card.published else []
+        print(*(f"    {line}" for line in (status.card.what, *published, f"licence: {licences}")), sep="\n")
 
 
 @weights_app.command("pull")
@@ -133,9 +204,9 @@ def weights_pull(name: Annotated[str, typer.Argument(help="A name of 'weights li
     """Fetch the files of a model, resuming what was cut, and check them."""
     from momentdetr.weights import pull
 
-    with _bar(name, "bytes") as progress:
+    with progress_bar(name, "bytes") as progress:
         found = pull(name, lambda file, done, total: progress(done, total, file.filename))
-    _print_paths(found)
+    _print_files(found)
 
 
 @weights_app.command("verify")
@@ -143,9 +214,10 @@ def weights_verify(name: Annotated[str, typer.Argument(help="A name of 'weights 
     """Hash the files of a model again and compare."""
     from momentdetr.weights import verify
 
-    with _bar(name, "bytes") as progress:
+    with progress_bar(name, "bytes") as progress:
         status = verify(name, lambda file, done, total: progress(done, total, file.filename))
-    _print_rows(("file", "sha256", "digest"), [(f.file.filename, f.sha256, f.digest_origin) for f in status.files])
+    for file in status.files:
+        print(f"{file.path}  sha256 {file.sha256}  ({file.digest_origin}): unchanged")
 
 
 @weights_app.command("path")
@@ -153,7 +225,7 @@ def weights_path(name: Annotated[str, typer.Argument(help="A name of 'weights li
     """Print where the files of a model are, one a line; never fetches."""
     from momentdetr.weights import path
 
-    _print_paths(path(name))
+    _print_files(path(name))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -169,7 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names and queries may hold what a terminal cannot show
-    warnings.showwarning = _warn  # without the file and line of the code
+    signal.signal(signal.SIGTERM, _terminated)
+    warnings.showwarning = warn
     try:
         code = _run(arguments)
         sys.stdout.flush()
@@ -202,107 +275,18 @@ def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
     return [*kept, *arguments[end:]], len(kept) < end
 
 
+def _terminated(*_: Any) -> None:
+    raise SystemExit(143)  # so that temporary files and decoding processes go, too
+
+
 def _failed(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    _say(message)
+    say(message)
     return code
 
 
-def _say(message: str) -> None:
-    """A line for people, on stderr; control characters, which file names may hold, do not reach the terminal."""
-    shown = "".join(c if c.isprintable() or c == "\n" else " " for c in message)
-    print(shown, file=sys.stderr)
-
-
-def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    _say(f"warning: {message}")
-
-
-def _all_of(*actions: Callable[[], None]) -> None:
-    """Do all, then raise the first error: one that fails does not take the others along."""
-    failures = []
-    for action in actions:
-        try:
-            action()
-        except MomentDETRError as error:
-            failures.append(error)
-    for later in failures[1:]:
-        _say(f"error: {later}")
-    if failures:
-        raise failures[0]
-
-
-def _check_picture(path: Path | None) -> None:
-    if path is not None:
-        from momentdetr.search.plots import check_format
-
-        check_format(path)
-
-
-def _show(result: SearchResult, form: str) -> None:
-    if form == "table":
-        from momentdetr.search.table import table
-
-        _console().print(table(result))
-    else:
-        sys.stdout.write({"json": result.to_json, "csv": result.to_csv, "srt": result.to_srt}[form]())
-    sys.stdout.flush()
-
-
-def _console(stderr: bool = False) -> Any:
-    from rich.console import Console
-
-    return Console(stderr=stderr, highlight=False, markup=False)
-
-
-def _print_rows(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(*header, box=box.SIMPLE_HEAD)
-    for row in rows:
-        drawn.add_row(*(Text(str(cell)) for cell in row))
-    _console().print(drawn)
-
-
-def _print_json(document: object) -> None:
-    import json
-
-    print(json.dumps(document, ensure_ascii=False, indent=2))
-
-
-def _print_paths(found: Any) -> None:
+def _print_files(found: ResolvedModel) -> None:
     for path in (found.encoder, found.retriever):
         if path is not None:
             print(path)
-
-
-@contextmanager
-def _bar(label: str, unit: str) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr that appears with the first step: (done, total, what) moves it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=_console(stderr=True))
-    tasks: dict[str, Any] = {}
-
-    def step(done: int, total: int | None = None, what: str = label) -> None:
-        if not tasks:
-            bar.start()
-        if what not in tasks:
-            tasks[what] = bar.add_task(what, total=total)
-        bar.update(tasks[what], completed=done, total=total)
-
-    try:
-        yield step
-    finally:
-        if tasks:
-            bar.stop()

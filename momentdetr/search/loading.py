@@ -91,9 +91,13 @@ def _parts(name: str, download: bool) -> _Parts:
         if files.retriever is None:
             raise BadInput(f"{name} is an encoder alone, which answers no queries. {_choices(retrievers_only=True)}")
         return _from_file(name, files.retriever, files.encoder)
-    if path.is_dir():
+    try:
+        is_folder, is_file = bool(name) and path.is_dir(), path.is_file()
+    except OSError as error:  # a name that no file can have, or a folder that must not be looked into
+        raise BadInput(f"no model {name:.200}: {error.strerror}. {_choices()}") from error
+    if is_folder:
         return _from_folder(path.resolve().name, path)
-    if path.is_file():
+    if is_file:
         return _from_file(path.stem, path, None)
     close = get_close_matches(name, [DEMO, *REGISTRY], n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
