@@ -13,10 +13,6 @@ import torch
 from momentdetr.errors import BadCheckpoint
 
 
-class _Options(dict[str, Any]):
-    """Stands in for easydict's class, which Lighthouse pickles its options with."""
-
-
 def _allowed() -> list[Any]:
     """What official checkpoints hold besides tensors. Nothing else is ever built."""
     scalar = np.float64(0).__reduce__()[0]
@@ -24,7 +20,7 @@ def _allowed() -> list[Any]:
         argparse.Namespace,
         collections.Counter,
         collections.defaultdict,
-        (_Options, "easydict.EasyDict"),
+        (collections.OrderedDict, "easydict.EasyDict"),  # Lighthouse pickles its options with it; a mapping is enough
         (scalar, "numpy.core.multiarray.scalar"),
         (scalar, "numpy._core.multiarray.scalar"),
         np.dtype,
@@ -53,10 +49,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_allowed()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for damaged files, none of which names the file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadCheckpoint(
-            f"{path} cannot be loaded safely: {reason}. Expected a checkpoint of Moment-DETR's family; if the file is "
-            "from a trusted source, download it again"
+            f"{path} cannot be loaded safely: {_reason(error)}. Expected a checkpoint of Moment-DETR's family, written "
+            "by torch.save; a damaged one must be downloaded again"
         ) from error
     if not isinstance(content, dict):
         raise BadCheckpoint(f"{path} holds a {type(content).__name__}, expected a dictionary with a 'model' entry")
@@ -73,6 +68,16 @@ def _refuse_impostor(path: Path, head: bytes) -> None:
         raise BadCheckpoint(
             f"{path} is a pointer to a large file, not the file; fetch it with git lfs or from the page"
         )
+
+
+def _reason(error: Exception) -> str:
+    """The one line of torch's page-long message that says what was wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    marked = [i for i, line in enumerate(lines) if "WeightsUnpickler error" in line]
+    if marked:
+        line = lines[marked[0]].split("WeightsUnpickler error:")[-1].strip()
+        return line or (lines + [""])[marked[0] + 1]
+    return lines[0] if lines else type(error).__name__
 
 
 def plain_options(content: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from momentdetr.retrieval.saliency import margin_loss, negative_pair_loss, rank_contrastive_loss
+from momentdetr.retrieval.types import SaliencyTargets
+
+
+def test_margin_loss_equals_a_naive_loop_and_skips_absent_pairs() -> None:
+    scores = torch.tensor([[0.1, 0.9, 0.3], [0.5, 0.2, 0.0], [9.0, -9.0, 0.0]], dtype=torch.float64)
+    targets = SaliencyTargets(None, torch.tensor([[1, 0], [0, 2], [-1, -1]]), torch.tensor([[0, 2], [1, 0], [-1, -1]]))
+    hinges = [max(0, 0.2 + n - p) for p, n in [(0.9, 0.1), (0.1, 0.3), (0.5, 0.2), (0.0, 0.5)]]
+    assert margin_loss(scores, targets, 0.2).item() == pytest.approx(2 * sum(hinges) / 4)
+
+
+def test_margin_loss_of_no_pairs_is_zero() -> None:
+    none = torch.full((1, 2), -1)
+    assert margin_loss(torch.zeros(1, 3), SaliencyTargets(None, none, none), 0.2) == 0
+
+
+def test_negative_pair_loss_is_minus_log_of_silence_and_survives_large_scores() -> None:
+    scores = torch.tensor([[0.5, -1.0, 7.0]], dtype=torch.float64)
+    mask = torch.tensor([[True, True, False]])
+    expected = -sum(math.log(1 - 1 / (1 + math.exp(-s))) for s in (0.5, -1.0))
+    assert negative_pair_loss(scores, mask).item() == pytest.approx(expected)
+    assert negative_pair_loss(torch.full((1, 1), 200.0), torch.ones(1, 1, dtype=torch.bool)) == 200
+
+
+def test_rank_contrastive_loss_equals_a_naive_loop() -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(2, 5, dtype=torch.float64)
+    levels = torch.tensor([[0.0, 3.0, 11.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    mask = torch.tensor([[True, True, True, True, False], [True, True, True, True, True]])
+    total = 0.0
+    for threshold in range(1, 12):
+        for b in range(2):
+            positive = [t for t in range(5) if levels[b, t] >= threshold]
+            if not positive:
+                continue
+            seen = [scores[b, t].item() / 0.5 if mask[b, t] else -1e3 / 0.5 for t in range(5)]
+            top = max(seen)
+            denominator = math.log(sum(math.exp(s - top) for s in seen) + 1e-6)
+            log_prob = sum((seen[t] - top - denominator) for t in positive if mask[b, t])
+            total -= log_prob / (len(positive) + 1e-6) / 2  # mean over the batch of two
+    assert rank_contrastive_loss(scores, levels, mask).item() == pytest.approx(total / 12, rel=1e-9)
