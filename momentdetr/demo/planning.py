@@ -1,0 +1,207 @@
+"""Making up a video of the moving-shapes world: who does what, and what is asked; see `world` for the rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from momentdetr.demo.language import sentence
+from momentdetr.demo.placement import Deed, place
+from momentdetr.demo.scene import Background, Description, Event, Query, Scene, windows_of
+from momentdetr.demo.vocabulary import COLOURS, HELD_OUT, MOTIONS, POSSIBLE, SHAPES, TRAINABLE, Combination
+
+SPLITS = {"test": 0, "train": 1, "validation": 2}
+QUERIES_PER_VIDEO = 3
+"""That are in the video; as many are not."""
+MIN_CLIPS, MAX_CLIPS = 40, 72
+SHORT = 0.1
+"""A short window is less than this part of the video."""
+_MIN_LENGTH, _MAX_LENGTH = 3, 16
+_MAX_RESIZE_LENGTH = 10
+_WALLS = ("plain", "gradient", "stripes", "checks", "dots", "noise")
+
+
+def make_video(seed: int, index: int, split: str = "test") -> Scene:
+    """Make up one video.
+
+    Args:
+        seed: names a world.
+        index: the video's number in that world.
+        split: "test", "train" or "validation".
+    """
+    rng = np.random.default_rng([SPLITS[split], seed, index])
+    name = f"{split}_{seed}_{index:05d}"
+    num_events = int(rng.integers(3, 9))
+    while True:  # a draw that breaks a rule is thrown away; fixing the number of events first keeps it uniform
+        scene = _attempt(rng, name, num_events, held_out=split == "test")
+        if scene is not None:
+            return scene
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the three queries of a video shall be like."""
+
+    targets: tuple[Combination, ...]
+    descriptions: tuple[Description, ...]
+    short: int
+    distracted: int
+
+
+def _attempt(rng: np.random.Generator, name: str, num_events: int, held_out: bool) -> Scene | None:
+    num_clips = int(rng.integers(MIN_CLIPS, MAX_CLIPS + 1))
+    allowed = POSSIBLE if held_out else TRAINABLE
+    plan = _make_plan(rng, allowed, held_out, few=num_events == QUERIES_PER_VIDEO)
+    if plan is None:
+        return None
+    deeds = _choose_deeds(rng, plan, num_events, num_clips, allowed)
+    events = None if deeds is None else place(deeds, num_clips, rng)
+    if events is None:
+        return None
+    queries = tuple(
+        Query(sentence(description, rng), description, windows_of(description, events))
+        for description in plan.descriptions
+    )
+    if not _keeps_promises(plan, queries, events, num_clips):
+        return None
+    absent = tuple(
+        Query(sentence(description, rng), description, ())
+        for description in _absent(rng, plan.targets, events, allowed)
+    )
+    return Scene(name, num_clips, _make_background(rng), events, queries + absent)
+
+
+def _make_plan(rng: np.random.Generator, allowed: tuple[Combination, ...], held_out: bool, few: bool) -> _Plan | None:
+    """Choose what will be asked; with `few` events one target must serve as another's distractor."""
+    short, distracted = (int(number) for number in rng.integers(QUERIES_PER_VIDEO, size=2))
+    pool = sorted(HELD_OUT)
+    targets = [
+        pool[rng.integers(len(pool))] if held_out and rng.random() < 0.3 else allowed[rng.integers(len(allowed))]
+        for _ in range(QUERIES_PER_VIDEO)
+    ]
+    if few:
+        targets[(distracted + 1) % QUERIES_PER_VIDEO] = _neighbour(rng, targets[distracted], allowed)
+    if len(set(targets)) < QUERIES_PER_VIDEO:
+        return None
+    descriptions = [Description(*target) for target in targets]
+    if rng.random() < 0.4:  # one sentence leaves its colour or its shape open
+        vague = (distracted + int(rng.integers(1, QUERIES_PER_VIDEO))) % QUERIES_PER_VIDEO
+        open_field = "colour" if rng.random() < 0.5 else "shape"
+        descriptions[vague] = _leave_open(descriptions[vague], open_field)
+    return _Plan(tuple(targets), tuple(descriptions), short, distracted)
+
+
+def _choose_deeds(
+    rng: np.random.Generator, plan: _Plan, num_events: int, num_clips: int, allowed: tuple[Combination, ...]
+) -> list[Deed] | None:
+    """The targets, a distractor, then repetitions, companions and strangers up to the number of events."""
+    classes = {target: number == plan.short for number, target in enumerate(plan.targets)}
+    deeds = [Deed(target, _length(rng, target, classes[target], num_clips)) for target in plan.targets]
+    while len(deeds) < num_events:
+        kind = rng.random()
+        partner = int(rng.integers(QUERIES_PER_VIDEO))
+        if len(deeds) == QUERIES_PER_VIDEO:
+            partner = plan.distracted
+        elif kind < 0.3:
+            target = plan.targets[partner]
+            deeds.append(Deed(target, _length(rng, target, classes[target], num_clips)))
+            continue
+        if len(deeds) > QUERIES_PER_VIDEO and kind > 0.8:
+            combination = allowed[rng.integers(len(allowed))]
+        else:
+            combination = _neighbour(rng, plan.targets[partner], allowed)
+        if combination in classes:
+            return None
+        same_looks = combination[:2] == plan.targets[partner][:2]
+        follows = partner if same_looks and rng.random() < 0.7 else None
+        short = bool(rng.random() < 0.35)
+        deeds.append(Deed(combination, _length(rng, combination, short, num_clips), follows, bool(rng.random() < 0.5)))
+    return deeds
+
+
+def _length(rng: np.random.Generator, combination: Combination, short: bool, num_clips: int) -> int:
+    """Clips that an event takes; a short one takes less than a tenth of the video."""
+    longest_short = -(-num_clips // 10) - 1
+    if short:
+        return int(rng.integers(_MIN_LENGTH, longest_short + 1))
+    longest = _MAX_RESIZE_LENGTH if combination[2] in ("grow", "shrink") else _MAX_LENGTH
+    return int(rng.integers(longest_short + 1, longest + 1))
+
+
+def _neighbour(rng: np.random.Generator, combination: Combination, allowed: tuple[Combination, ...]) -> Combination:
+    """A combination that differs in one attribute; half of the time it is the motion."""
+    while True:
+        place_of = int(rng.choice(3, p=(0.25, 0.25, 0.5)))
+        values = (tuple(COLOURS), SHAPES, MOTIONS)[place_of]
+        changed = list(combination)
+        changed[place_of] = values[rng.integers(len(values))]
+        colour, shape, motion = changed
+        if (colour, shape, motion) != combination and (colour, shape, motion) in allowed:
+            return colour, shape, motion
+
+
+def _keeps_promises(plan: _Plan, queries: tuple[Query, ...], events: tuple[Event, ...], num_clips: int) -> bool:
+    """Whether short is short, long is long, and the distracted query has its distractor."""
+    for number, query in enumerate(queries):
+        lengths = [end - start for start, end in query.windows]
+        if any((length < SHORT * num_clips) != (number == plan.short) for length in lengths):
+            return False
+    distracted = plan.descriptions[plan.distracted]
+    return any(distracted.shares_two(event.combination) for event in events)
+
+
+def _absent(
+    rng: np.random.Generator,
+    targets: tuple[Combination, ...],
+    events: tuple[Event, ...],
+    allowed: tuple[Combination, ...],
+) -> list[Description]:
+    """Three descriptions that no event fits: two are next to a target, one is drawn from all."""
+    descriptions: list[Description] = []
+    while len(descriptions) < QUERIES_PER_VIDEO:
+        if len(descriptions) < QUERIES_PER_VIDEO - 1:
+            combination = _neighbour(rng, targets[rng.integers(len(targets))], allowed)
+        else:
+            combination = allowed[rng.integers(len(allowed))]
+        description = Description(*combination)
+        if not windows_of(description, events) and description not in descriptions:
+            descriptions.append(description)
+    return descriptions
+
+
+def ask_more(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The same video with more queries, to learn from: every event is asked for, and some with a part left open."""
+    asked = {query.description for query in scene.queries}
+    wanted = [Description(*event.combination) for event in scene.events]
+    for event in scene.events:
+        if rng.random() < 0.3:
+            open_field = "colour" if rng.random() < 0.5 else "shape"
+            wanted.append(_leave_open(Description(*event.combination), open_field))
+    more = tuple(
+        Query(sentence(description, rng), description, windows_of(description, scene.events))
+        for description in dict.fromkeys(wanted)
+        if description not in asked
+    )
+    return replace(scene, queries=scene.queries + more)
+
+
+def _leave_open(description: Description, field: str) -> Description:
+    return replace(description, colour=None) if field == "colour" else replace(description, shape=None)
+
+
+def _make_background(rng: np.random.Generator) -> Background:
+    """A wall of two dull colours that do not differ much."""
+    base = rng.uniform(0.06, 0.5)
+    tint = rng.uniform(-0.05, 0.05, size=3)
+    contrast = rng.uniform(0.04, 0.14)
+    dark = np.clip(base + tint, 0, 1)
+    light = np.clip(dark + contrast, 0, 1)
+    return Background(
+        kind=_WALLS[rng.integers(len(_WALLS))],
+        dark=(float(dark[0]), float(dark[1]), float(dark[2])),
+        light=(float(light[0]), float(light[1]), float(light[2])),
+        period=float(rng.uniform(0.08, 0.3)),
+        angle=float(rng.uniform(0, np.pi)),
+        seed=int(rng.integers(2**31)),
+    )
