@@ -33,12 +33,13 @@ def volume(corners: Tensor) -> Tensor:
     return (upper - lower).clamp(min=0).prod(-1)
 
 
-def iou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+def iou(first: Tensor, second: Tensor, eps: float = 0.0) -> tuple[Tensor, Tensor]:
     """Intersection over union of corners that broadcast against each other.
 
     Args:
         first: (..., 2D) corners; add an axis for all pairs: `iou(a[:, None], b[None])`.
         second: (..., 2D) corners.
+        eps: added to the union where it divides; 1e-6 in DAB-DETR, DN-DETR and DINO, 0 elsewhere.
 
     Returns:
         iou (...) in [0, 1], 0 where both boxes are empty, and union (...).
@@ -47,24 +48,25 @@ def iou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     lower_b, upper_b = second.chunk(2, -1)
     overlap = (torch.minimum(upper_a, upper_b) - torch.maximum(lower_a, lower_b)).clamp(min=0).prod(-1)
     union = volume(first) + volume(second) - overlap
-    return overlap / union.clamp(min=torch.finfo(union.dtype).tiny), union
+    return overlap / (union + eps).clamp(min=torch.finfo(union.dtype).tiny), union
 
 
-def giou(first: Tensor, second: Tensor) -> Tensor:
+def giou(first: Tensor, second: Tensor, eps: float = 0.0) -> Tensor:
     """Generalised IoU (Rezatofighi et al., 2019) of corners that broadcast: IoU - (hull - union) / hull.
 
     Args:
         first: (..., 2D) corners.
         second: (..., 2D) corners.
+        eps: added to union and hull where they divide, see `iou`.
 
     Returns:
         (...) in [-1, 1]; for two empty boxes 0 if they coincide, else -1.
     """
-    overlap, union = iou(first, second)
+    overlap, union = iou(first, second, eps)
     lower_a, upper_a = first.chunk(2, -1)
     lower_b, upper_b = second.chunk(2, -1)
     hull = (torch.maximum(upper_a, upper_b) - torch.minimum(lower_a, lower_b)).clamp(min=0).prod(-1)
-    return overlap - (hull - union) / hull.clamp(min=torch.finfo(hull.dtype).tiny)
+    return overlap - (hull - union) / (hull + eps).clamp(min=torch.finfo(hull.dtype).tiny)
 
 
 def inverse_sigmoid(values: Tensor, eps: float) -> Tensor:

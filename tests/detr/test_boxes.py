@@ -37,6 +37,15 @@ def test_pairwise_iou_and_giou_equal_a_naive_loop(num_dims: int, generator: torc
             assert generalized[i, j].item() == pytest.approx(inter / whole - (hull - whole) / hull, abs=1e-12)
 
 
+def test_eps_is_added_to_what_divides(num_dims: int) -> None:
+    unit = torch.cat([torch.zeros(num_dims), torch.ones(num_dims)])
+    assert iou(unit, unit, eps=1.0)[0] == 0.5
+    assert giou(unit, unit, eps=1.0) == 0.5
+    far = unit + 2  # hull 3^D, union 2
+    hull = 3.0**num_dims
+    assert giou(unit, far, eps=1.0).item() == pytest.approx(-(hull - 2) / (hull + 1))
+
+
 def test_corners_and_centers_are_inverse(num_dims: int, generator: torch.Generator) -> None:
     boxes = torch.rand(4, 6, 2 * num_dims, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(to_center_size(to_corners(boxes)), boxes)
