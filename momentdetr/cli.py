@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from momentdetr.errors import BadInput, MomentDETRError
-from momentdetr.terminal import do_all, print_json, progress_bar, say, show, warn
+from momentdetr.terminal import do_all, print_json, print_scores, progress_bar, say, show, show_demo, warn
 
 if TYPE_CHECKING:
     from momentdetr.weights import ResolvedModel
@@ -35,26 +35,27 @@ weights_app = typer.Typer(
 )
 app.add_typer(weights_app, name="weights")
 
-DEMO_NOTE = (
-    "note: the demo model knows moving coloured shapes only. "
-    "For other videos: momentdetr weights list, then --model NAME."
-)
-
 Model = Annotated[str, typer.Option(help="'demo', a name of 'weights list', a model folder, or a checkpoint file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Encoder = Annotated[Path | None, typer.Option(help="The encoder's weights, where they are not found by themselves.")]
 
 
-@app.callback()
-def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks. Works behind any verb too.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from momentdetr import __version__
 
         print(__version__)
         raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks. Works behind any verb too.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -88,7 +89,9 @@ def search(
         check_format(plot)
     retriever = load(model, device, encoder=encoder, cache=not no_cache)
     if model == DEMO:
-        say(DEMO_NOTE)
+        from momentdetr.demo.run import KNOWS
+
+        say(KNOWS)
     with progress_bar("encoding", "clips") as progress:
         encoded = retriever.encode(video, progress=progress, decoder=decoder, salvage=salvage)
     if not encoded.complete:
@@ -101,6 +104,41 @@ def search(
         *([lambda: say(f"picture: {result.plot(plot)}")] if plot is not None else []),
         *([lambda: say(f"clips: {len(result.save_clips(clips))} in {clips}")] if clips is not None else []),
     )
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the video and the picture.")] = Path("momentdetr-demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Another one gives another video.")] = 0,
+    serve_page: Annotated[bool, typer.Option("--serve", help="Open the page instead.")] = False,
+    check_only: Annotated[bool, typer.Option("--check", help="Exit with 0 only if all answers are right.")] = False,
+    evaluate_model: Annotated[bool, typer.Option("--evaluate", help="Score the model on a fresh world.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answers or scores as JSON.")] = False,
+    port: Annotated[int, typer.Option(help="Of the page: the first port tried; 0: any free one.")] = 7860,
+) -> None:
+    """Draw a video of moving shapes, ask it five queries, show the answers."""
+    modes = {"--serve": serve_page, "--check": check_only, "--evaluate": evaluate_model}
+    chosen = [name for name, on in modes.items() if on]
+    if len(chosen) > 1 or (as_json and chosen in (["--serve"], ["--check"])):
+        raise BadInput(f"{' and '.join([*chosen, *['--json'] * as_json])} contradict each other, choose one")
+    if serve_page:
+        _serve("demo", port=port)
+        return
+    from momentdetr.demo import run
+
+    say(run.KNOWS)
+    if evaluate_model:
+        with progress_bar("evaluating", "videos") as progress:
+            scores = run.evaluate(seed, progress=progress)
+        (print_json if as_json else print_scores)(scores)
+    elif check_only:
+        for problem in (problems := run.check()):
+            say(f"wrong: {problem}")
+        raise typer.Exit(1 if problems else 0)
+    else:
+        made = run.demo(out, seed)
+        print(made.result.to_json(), end="") if as_json else show_demo(made)
+        say(f"video: {made.video}\npicture: {made.picture}")
 
 
 @app.command()
@@ -120,10 +158,8 @@ def serve(
     """Open the page: upload a video, ask, see and play the moments."""
     if auth is not None and not all(auth.partition(":")):
         raise BadInput("--auth has no password, expected USER:PASSWORD")
-    from momentdetr.web import serve as serve_page
-
     user, _, password = (auth or "").partition(":")
-    running = serve_page(
+    _serve(
         model,
         host=host,
         port=port,
@@ -131,15 +167,7 @@ def serve(
         allow_anyone=allow_anyone,
         device=device,
         open_browser=open_browser,
-        block=False,
     )
-    try:
-        say(f"serving {running.url} (Ctrl+C ends it)")
-        if model == "demo":
-            say(DEMO_NOTE)
-        running.page.block_thread()
-    finally:
-        running.close()
 
 
 @app.command()
@@ -284,6 +312,22 @@ def _failed(message: str, code: int, debug: bool) -> int:
         traceback.print_exc()
     say(message)
     return code
+
+
+def _serve(model: str, **options: Any) -> None:
+    """Serve the page until somebody ends it."""
+    from momentdetr.web import serve as start
+
+    running = start(model, block=False, **options)
+    try:
+        say(f"serving {running.url} (Ctrl+C ends it)")
+        if model == "demo":
+            from momentdetr.demo.run import KNOWS
+
+            say(KNOWS)
+        running.page.block_thread()
+    finally:
+        running.close()
 
 
 def _print_files(found: ResolvedModel) -> None:

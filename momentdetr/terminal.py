@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from momentdetr.errors import MomentDETRError
 
 if TYPE_CHECKING:
+    from momentdetr.demo.run import Demo
     from momentdetr.search.results import SearchResult
 
 
@@ -36,8 +37,36 @@ def show(result: SearchResult, form: str) -> None:
     sys.stdout.flush()
 
 
+def show_demo(made: Demo) -> None:
+    """Print the demo's answers beside the truth."""
+    from rich import box
+    from rich.table import Table
+
+    from momentdetr.search.formats import timestamp
+
+    def spans(windows: Sequence[tuple[float, float]]) -> str:
+        return "\n".join(f"{timestamp(start)} - {timestamp(end)}" for start, end in windows) or "not in the video"
+
+    drawn = Table("query", "true", "found", "score", "", box=box.SIMPLE_HEAD)
+    for row in made.rows:
+        found = spans([row.found_s] if row.found_s else [])
+        drawn.add_row(row.query, spans(row.truth_s), found, f"{row.score:.2f}", "right" if row.right else "WRONG")
+    _console().print(drawn)
+
+
 def print_json(document: object) -> None:
+    """Print plain values on stdout as JSON."""
     print(json.dumps(document, ensure_ascii=False, indent=2))
+
+
+def print_scores(scores: Mapping[str, Any], indent: str = "") -> None:
+    """Print nested figures on stdout, a line each."""
+    for name, value in scores.items():
+        if isinstance(value, Mapping):
+            print(f"{indent}{name}:")
+            print_scores(value, indent + "  ")
+        else:
+            print(f"{indent}{name}: {value}")
 
 
 def do_all(*actions: Callable[[], None]) -> None:

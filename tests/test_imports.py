@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "demo": CORE,
     "web": CORE | {"demo"},
     "doctor": CORE | {"__init__"},
-    "terminal": {"errors", "search"},
+    "terminal": {"errors", "search", "demo"},
     "cli": CORE | {"__init__", "demo", "web", "doctor", "terminal"},
     "__main__": {"cli"},
     "__init__": {"errors", "search"},
