@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from momentdetr.errors import BadCheckpoint, BadInput, WeightsUnavailable
+from momentdetr.features.encoder import first_line
 from momentdetr.features.spec import Preprocessing
 from momentdetr.features.tokens import BpeTokenizer, FolderTokenizer, Tokenizer, has_tokenizer, require_vocabulary
 
@@ -109,7 +110,7 @@ def openai_digests() -> dict[str, str]:
     for name in pretrained.list_pretrained_models_by_tag("openai"):
         digest = re.search(r"/([0-9a-f]{64})/", pretrained.get_pretrained_cfg(name, "openai").get("url", ""))
         if digest:
-            found[digest[1]] = name
+            found[digest[1]] = name.removesuffix("-quickgelu")
     return found
 
 
@@ -236,6 +237,6 @@ def _open_clip_folder_tokenizer(
     try:
         hf = HFTokenizer(str(folder), context_length=length, tokenizer_mode=mode, local_files_only=True, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise BadInput(f"{folder}: its tokenizer cannot be read: {str(error).splitlines()[0]}") from error
+        raise BadInput(f"{folder}: its tokenizer cannot be read: {first_line(error)}") from error
     require_vocabulary(folder, len(hf.tokenizer), vocabulary)
     return FolderTokenizer(hf.tokenizer, hf, hf.clean_fn, length, class_token_last=mode == "clips")

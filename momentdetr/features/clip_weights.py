@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from momentdetr.errors import BadCheckpoint
+from momentdetr.features.encoder import first_line
 
 # Marks that OpenAI's own archives carry and no other CLIP weights do.
 _OPENAI_BUFFERS = frozenset({"input_resolution", "context_length", "vocab_size"})
@@ -120,10 +121,9 @@ def _read(path: Path) -> dict[str, Any]:
             return read_torchscript_tensors(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make zipfile, pickle and torch raise almost anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         kind = "safetensors" if path.suffix == ".safetensors" else "named tensors"
         raise BadCheckpoint(
-            f"{path}: cannot be read as {kind}: {reason}. The file is damaged, or holds more than "
+            f"{path}: cannot be read as {kind}: {first_line(error)}. The file is damaged, or holds more than "
             "tensors; fetch it again or convert it to safetensors."
         ) from error
     return found if isinstance(found, dict) else {"state_dict": found}

@@ -171,7 +171,7 @@ class Batches:
                     raise
                 if size == 1:
                     raise OutOfResources(
-                        f"not enough memory to encode a single {what}: {str(error).splitlines()[0]}. Free memory, use "
+                        f"not enough memory to encode a single {what}: {first_line(error)}. Free memory, use "
                         "a smaller model, or device='cpu'."
                     ) from None
             # Outside the except block, where the failed call's tensors are no longer held by the traceback.
@@ -218,9 +218,7 @@ def resolve_device(device: str) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise BadInput(
-            f"device {device!r} cannot be used: {str(error).splitlines()[0]}. Use 'cpu' or 'auto'."
-        ) from error
+        raise BadInput(f"device {device!r} cannot be used: {first_line(error)}. Use 'cpu' or 'auto'.") from error
     return found
 
 
@@ -233,6 +231,11 @@ def resolve_dtype(dtype: str) -> torch.dtype:
     if dtype not in DTYPES:
         raise BadInput(f"dtype is {dtype!r}; expected one of {sorted(DTYPES)}")
     return DTYPES[dtype]
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error of another library says, short enough for a message of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -249,6 +252,7 @@ __all__ = [
     "check_clip_length",
     "check_frames",
     "check_queries",
+    "first_line",
     "require_finite",
     "resolve_device",
     "resolve_dtype",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from momentdetr.errors import BadCheckpoint, BadInput, WeightsUnavailable
 from momentdetr.features.digest import known_content_hash
-from momentdetr.features.encoder import TowerEncoder, check_clip_length
+from momentdetr.features.encoder import TowerEncoder, check_clip_length, first_line
 from momentdetr.features.spec import FeatureSpec, Preprocessing, Stream
 from momentdetr.features.tokens import BpeTokenizer, FolderTokenizer, Tokenizer, has_tokenizer, require_vocabulary
 
@@ -111,7 +111,7 @@ def _load(folder: Path) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise BadCheckpoint(f"{folder}: config.json cannot be read: {_first_line(error)}") from error
+        raise BadCheckpoint(f"{folder}: config.json cannot be read: {first_line(error)}") from error
     if config.model_type not in _CLASSES:
         raise BadInput(f"{folder}: is a {config.model_type} model; expected one of {', '.join(_CLASSES)}")
     try:
@@ -120,7 +120,7 @@ def _load(folder: Path) -> Any:
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # the library raises whatever its parts raise
-        raise BadCheckpoint(f"{folder}: weights cannot be read: {_first_line(error)}") from error
+        raise BadCheckpoint(f"{folder}: weights cannot be read: {first_line(error)}") from error
     # Absent tensors would stay random without an error.
     absent = [*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])]
     absent = sorted(key for key in absent if not key.startswith(("logit_", "text_projection")))
@@ -156,7 +156,7 @@ def _preprocessing(folder: Path, model: Any) -> Preprocessing:
         if abs(values.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
             raise ValueError("rescale_factor must be 1/255")
     except (KeyError, TypeError, ValueError) as error:
-        raise BadCheckpoint(f"{folder}: preprocessor_config.json is not usable: {_first_line(error)}") from error
+        raise BadCheckpoint(f"{folder}: preprocessor_config.json is not usable: {first_line(error)}") from error
     vision = model.config.vision_config
     size = vision.image_size if model.config.model_type != "siglip2" else _flexible_size(values, vision)
     return Preprocessing(int(size), mean, std, interpolation)
@@ -190,7 +190,7 @@ def _tokenizer(folder: Path, model: Any) -> Tokenizer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise BadInput(f"{folder}: its tokenizer cannot be read: {_first_line(error)}") from error
+        raise BadInput(f"{folder}: its tokenizer cannot be read: {first_line(error)}") from error
     require_vocabulary(folder, len(tokenizer), vocabulary)
 
     def encode(queries: list[str]) -> Tensor:
@@ -236,7 +236,3 @@ def _name(model: Any) -> str:
 def _digest(files: Sequence[Path]) -> str:
     digests = [known_content_hash(file) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -130,8 +131,6 @@ def check_queries(queries: Sequence[str]) -> list[str]:
     for query in queries:
         if not isinstance(query, str):
             raise BadInput(f"query is {type(query).__name__} ({query!r:.60}); expected a string")
-        if not query.strip():
-            raise BadInput("query is empty; expected a sentence that says what to find")
         if len(query) > MAX_QUERY_CHARACTERS:
             raise BadInput(
                 f"query has {len(query):,} characters; expected at most {MAX_QUERY_CHARACTERS:,}. Shorten it: the text "
@@ -140,6 +139,10 @@ def check_queries(queries: Sequence[str]) -> list[str]:
         bad = next((i for i, character in enumerate(query) if "\ud800" <= character <= "\udfff"), None)
         if bad is not None:
             raise BadInput(f"query is not valid Unicode: lone surrogate {query[bad]!r} at character {bad}")
+        if all(
+            unicodedata.category(character)[0] in "CZ" for character in query
+        ):  # control, format and space characters
+            raise BadInput("query is empty; expected a sentence that says what to find")
     return list(queries)
 
 
