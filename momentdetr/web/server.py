@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import ipaddress
 import os
+import shutil
 import socket
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,17 +32,17 @@ class Running:
     Args:
         url: where.
         page: Gradio's object.
-        folder: everything that visitors left; goes with the page.
+        folder: visitors' videos and what was made of them; goes with the page.
     """
 
     url: str
     page: gr.Blocks
-    folder: tempfile.TemporaryDirectory[str]
+    folder: Path
 
     def close(self) -> None:
-        """Stop serving and delete every visitor's files."""
+        """Stop serving and delete visitors' videos; Gradio's own copies of uploads go when the process ends."""
         self.page.close(verbose=False)
-        self.folder.cleanup()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def serve(
@@ -76,13 +79,12 @@ def serve(
     limits = limits or Limits()
     port = _free_port(host, port)
     retriever = _load(model, device) if isinstance(model, str | Path) else model
-    folder = tempfile.TemporaryDirectory(prefix="momentdetr-page-")
-    # Gradio reads this when components are made: uploads and copies of answers go with the page, too.
-    os.environ["GRADIO_TEMP_DIR"] = str(Path(folder.name) / "cache")
+    everything = _process_folder()
+    folder = Path(tempfile.mkdtemp(prefix="page-", dir=everything))
     from momentdetr.web.guard import guard
     from momentdetr.web.page import CSS, build, theme
 
-    page = build(retriever, Path(folder.name), limits=limits)
+    page = build(retriever, folder, limits=limits)
     _, url, _ = page.launch(
         server_name=host,
         server_port=port,
@@ -97,12 +99,24 @@ def serve(
         ssr_mode=False,
         css=CSS,
         theme=theme(),
-        app_kwargs={"middleware": guard(Path(folder.name), limits)},
+        app_kwargs={"middleware": guard(everything, limits)},
     )
     running = Running(url, page, folder)
     if block:
         _stay(running)
     return running
+
+
+@cache
+def _process_folder() -> Path:
+    """The folder of all pages of this process; deleted when it ends.
+
+    Gradio reads the place of its cache from the environment at every request, so that all pages share one.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="momentdetr-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(folder / "cache"))
+    return folder
 
 
 def _stay(running: Running) -> None:
@@ -113,7 +127,7 @@ def _stay(running: Running) -> None:
 
 
 def _load(model: str | Path, device: str) -> Any:
-    from momentdetr.search.retriever import load
+    from momentdetr.search.loading import load
 
     return load(model, device=device)
 

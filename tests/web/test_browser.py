@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -205,6 +206,19 @@ def test_mistakes_are_said_on_the_page(visit: Callable[[], Any], video: Path, tm
     page.wait_for_function("document.querySelector('#md-notice').innerText.includes('characters')")
     _search(page, "from 1 to 2")  # and it goes on
     assert page.locator("#md-found .md-item").count() == 1
+
+
+def test_who_closes_the_tab_leaves_nothing_behind(visit: Callable[[], Any], video: Path, running: Running) -> None:
+    page = visit()
+    _upload(page, video)
+    _search(page, "from 1 to 2")
+    kept = set((running.folder / "visitors").iterdir())
+    assert kept
+    page.close()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and kept & set((running.folder / "visitors").iterdir()):
+        time.sleep(0.2)
+    assert not kept & set((running.folder / "visitors").iterdir())
 
 
 def test_an_example_is_one_click_away(visit: Callable[[], Any]) -> None:

@@ -45,7 +45,7 @@ def running() -> Iterator[Running]:
     page = serve(FakeRetriever(), port=0, block=False, limits=Limits(upload_bytes=200_000, disk_bytes=1_000_000))
     yield page
     page.close()
-    assert not Path(page.folder.name).exists()
+    assert not page.folder.exists()
 
 
 def _get(url: str) -> tuple[int, dict[str, str], bytes]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import official_files
 import pytest
 
@@ -79,6 +80,31 @@ def test_full_size_files_are_pulled_and_verified(
     assert weights.resolve(name, registry=registry, home=replace(home, offline=True)) == model
     # What the registry says of the sizes before anything was downloaded, against what such a file weighs.
     assert model.card.encoder.about_bytes == pytest.approx(len(clip_bytes), rel=0.01)
+    _search(model, tmp_path / "generated.mp4")
+
+
+def _search(model: weights.ResolvedModel, video: Path) -> None:
+    """Load what was pulled and ask it; random weights find nothing in particular, but all of it must fit together."""
+    from momentdetr.features.video import write_video
+    from momentdetr.search.loading import load
+
+    write_video(video, (np.full((96, 128, 3), 10 * i % 256, np.uint8) for i in range(50)), 5)
+    assert model.retriever is not None
+    retriever = load(model.retriever, device="cpu", encoder=model.encoder, cache=False)
+    assert retriever.spec.video[0].model == f"open_clip:{model.card.open_clip_model}"
+    assert retriever.spec.clip_length_s == model.card.clip_length_s
+    assert tuple(stream.name for stream in retriever.spec.video) == model.card.streams
+    encoded = retriever.encode(video)
+    assert encoded.features.shape == (5, 512)
+    result = retriever.search(encoded, ["a dog runs", "nothing happens"], top_k=3)
+    assert [len(answer.saliency) for answer in result] == [5, 5]
+    for answer in result:
+        assert 1 <= len(answer.moments) <= 3
+        for moment in answer.moments:
+            assert 0.0 <= moment.start_s < moment.end_s <= encoded.duration_s
+            assert 0.0 < moment.score < 1.0
+    # A model that ignored its input would answer both alike.
+    assert result[0].saliency != result[1].saliency
 
 
 @pytest.mark.slow
