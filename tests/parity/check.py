@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from parity.comparison import (
     uncompared,
 )
 from parity.material import Golden
+from parity.predictions import Answer, check_answers, recorded_answers
 from torch import Tensor
 
 Pairs = list[list[int]]
@@ -45,10 +46,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Run:
-    """Ours in one precision: output tensors and training cases, by their recorded names."""
+    """Ours in one precision.
+
+    Args:
+        outputs: tensors by their recorded names.
+        cases: training cases by their recorded names.
+        answers: what `predict` says of each sample, for systems whose final answers are recorded.
+    """
 
     outputs: Mapping[str, Tensor]
     cases: Mapping[str, Case]
+    answers: Sequence[Answer] | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,14 @@ def _fingerprints(recorded: Mapping[str, Any]) -> dict[str, Fingerprint | None]:
     return {name: None if value is None else Fingerprint(*value) for name, value in grads.items()}
 
 
+def check_predictions(golden: Golden, run: Run, system: System, dtype: str) -> list[Row]:
+    """Rows for the final answers, where they are recorded."""
+    recorded = recorded_answers(golden)
+    if recorded is None or dtype != "float32":
+        return []
+    return uncompared(["preds"], system.permitted) if run.answers is None else check_answers(recorded, run.answers)
+
+
 def _in_order(rows: Iterable[Row], names: Iterable[str]) -> list[Row]:
     order = {name: position for position, name in enumerate(names)}
     return sorted(rows, key=lambda row: order[row.name])
@@ -167,4 +183,5 @@ CHECKS: dict[str, Callable[[Golden, Run, System, str], list[Row]]] = {
     "losses": check_losses,
     "indices": check_indices,
     "gradients": check_gradients,
+    "predictions": check_predictions,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,8 @@ def parity_report(request: pytest.FixtureRequest) -> Report:
 
 @pytest.fixture
 def excused(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """The patterns of --except."""
-    return patterns_of(request.config.getoption("--except"))
+    """The patterns of --except, or else of the environment."""
+    return patterns_of(request.config.getoption("--except") or os.environ.get("MOMENTDETR_EXCEPT", ""))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

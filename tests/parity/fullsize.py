@@ -82,7 +82,7 @@ def moment_inputs(args: Mapping[str, Any]) -> dict[str, Tensor]:
     sizes = {"src_vid": (75, args.get("v_feat_dim")), "src_txt": (18, args.get("t_feat_dim"))}
     if args.get("a_feat_dir") is not None:
         sizes["src_aud"] = (75, args.get("a_feat_dim"))
-    inputs = {}
+    inputs: dict[str, Tensor] = {}
     for name, (length, width) in sizes.items():
         if width is None:
             continue

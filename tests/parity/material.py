@@ -53,11 +53,11 @@ class Item:
 
 
 def patterns_of(option: str) -> tuple[str, ...]:
-    """Split `--except a,b,c`; `@file` stands for the lines of a file, where # begins a comment."""
+    """Split `--except a,b,c`; a name that ends in .txt stands for the lines of that file, where # begins a comment."""
     patterns: list[str] = []
     for part in filter(None, (part.strip() for part in option.split(","))):
-        if part.startswith("@"):
-            lines = (line.split("#")[0].strip() for line in Path(part[1:]).read_text().splitlines())
+        if part.endswith(".txt"):
+            lines = (line.split("#")[0].strip() for line in Path(part).read_text().splitlines())
             patterns += [line for line in lines if line]
         else:
             patterns.append(part)

@@ -11,7 +11,9 @@ from parity import fullsize, loaders, operations
 from parity.check import CHECKS, Run, System
 from parity.comparison import Row
 from parity.material import DTYPES, Golden, Item, Kind, read_golden
+from parity.predictions import recorded_answers
 from parity.systems.table import SYSTEMS
+from safetensors import SafetensorError
 
 TESTS = Path(__file__).parents[1]
 
@@ -47,13 +49,21 @@ class Plan:
 
 def plan(item: Item) -> list[Plan]:
     """The tests of one item; at least one, so that nothing passes by being overlooked."""
+    try:
+        return _plan(item)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        unreadable = NoSystem(f"{item.name} cannot be read: {type(error).__name__}: {error}")
+        return [Plan(item, item.name, "content", partial(_raise, unreadable))]
+
+
+def _plan(item: Item) -> list[Plan]:
     if item.kind is Kind.SYSTEM:
         return _plan_system(item)
     if item.kind is Kind.OPERATIONS:
         families = operations.families(item.path)
         named = [(Item(f"{item.name}/{family}", item.kind, item.path), family) for family in families]
         return [Plan(one, item.name, family, partial(_operations, item.path, family)) for one, family in named]
-    answers = {
+    answers: dict[Kind, tuple[str, Callable[[], list[Row]]]] = {
         Kind.FULLSIZE: ("outputs", lambda: fullsize.check(item.path, system_for)),
         Kind.DATASET: ("inputs", partial(_loader, item.path)),
         Kind.EVALUATION: ("scores", partial(_evaluation, item)),
@@ -86,6 +96,7 @@ def _plan_system(item: Item) -> list[Plan]:
     for dtype in DTYPES:
         parts = ["outputs"] if golden.has(dtype) else []
         parts += ["losses", "indices", "gradients"] if golden.losses(dtype) else []
+        parts += ["predictions"] if dtype == "float32" and recorded_answers(golden) else []
         plans += [
             Plan(item, f"{item.name} {dtype}", part, partial(_rows, golden, system, dtype, part)) for part in parts
         ]

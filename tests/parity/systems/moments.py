@@ -7,7 +7,8 @@ parameters are read off directly, whatever the converter splits, joins or drops.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from parity.check import Case, Pairs, Run, System
 from parity.material import DTYPES, Golden
+from parity.predictions import Answer
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -35,11 +37,13 @@ REPOSITORIES = ("moment_detr", "QD-DETR", "lighthouse", "")  # "": full-size man
 PINS = ("*",)  # sine positions are float32 in the official models whatever their precision, and everything reads them
 
 
-def run(golden: Golden, dtype: str) -> Run:
-    """Evaluate and train on the golden inputs, through the converter."""
+def run(golden: Golden, dtype: str, alter: Callable[[MomentRetriever], None] | None = None) -> Run:
+    """Evaluate and train on the golden inputs, through the converter; `alter` breaks the model on purpose (tests)."""
     leaves = {name: tensor.to(DTYPES[dtype]).requires_grad_() for name, tensor in golden.state.items()}
     conversion = convert_state(leaves, golden.args)
     model = conversion.model().to(DTYPES[dtype])
+    if alter is not None:
+        alter(model)
     inputs = inputs_of(golden.inputs, DTYPES[dtype])
     with torch.no_grad():
         outputs = _named("eval", _evaluate(model, inputs, leaves))
@@ -52,7 +56,7 @@ def run(golden: Golden, dtype: str) -> Run:
         output, losses = functional_call(step, weights, (inputs, targets, case.get("epoch", 0)), strict=True)
         outputs |= _named(f"train_{name}", _said(model, output, leaves))
         cases[name] = _case(output, losses, targets, leaves)
-    return Run(outputs, cases)
+    return Run(outputs, cases, _answers(model.eval(), inputs))
 
 
 class _Step(nn.Module):
@@ -65,6 +69,12 @@ class _Step(nn.Module):
     def forward(self, inputs: VideoText, targets: MomentTargets, epoch: int) -> tuple[MomentOutput, Losses]:
         output = self.model(inputs)
         return output, self.model.judge(output, targets)
+
+
+def _answers(model: MomentRetriever, inputs: VideoText) -> list[Answer]:
+    said = model.predict(inputs)
+    samples = zip(said.spans, said.scores, said.saliency, said.video_mask, strict=True)
+    return [Answer(spans, scores, saliency[mask]) for spans, scores, saliency, mask in samples]
 
 
 def inputs_of(recorded: Mapping[str, Tensor], dtype: torch.dtype) -> VideoText:
@@ -144,26 +154,31 @@ def _aligned(model: MomentRetriever, output: MomentOutput, leaves: Mapping[str, 
 
 def _evaluate(model: MomentRetriever, inputs: VideoText, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The official dictionary, negatives included, and what passes between its modules."""
-    model.eval()
-    parts = {"vid": model.encoder.video_projection, "txt": model.encoder.text_projection}
-    parts |= {"encoder": model.encoder.encoder}
-    if hasattr(model.encoder, "fusion"):
-        parts["fusion"] = model.encoder.fusion[-1]
+    encoder: Any = model.eval().encoder
+    parts = {"vid": encoder.video_projection, "txt": encoder.text_projection, "encoder": encoder.encoder}
+    fused = hasattr(encoder, "fusion")
+    if fused:
+        parts["fusion"] = encoder.fusion[-1]
+    with _listening(parts) as seen:
+        encoding = encoder(inputs, with_negatives=True) if fused else encoder(inputs)
+    output = MomentOutput(model.head(encoding.memory), encoding, inputs.video_mask)
+    hooks = _fused_hooks(model, output, seen) if fused else _side_by_side_hooks(output, seen)
+    positions = encoding.memory.positions[:, : inputs.video.shape[1]]
+    hooks |= {"input_vid_proj": seen["vid"][0], "input_txt_proj": seen["txt"][0], "position_embed": positions}
+    return _said(model, output, leaves) | _named("hook", hooks)
+
+
+@contextmanager
+def _listening(parts: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
+    """Collect what each part gives, call by call."""
     seen: dict[str, list[Tensor]] = defaultdict(list)
     handles = [
         part.register_forward_hook(lambda module, args, result, name=name: seen[name].append(result))
         for name, part in parts.items()
     ]
-    negatives = {"with_negatives": True} if "fusion" in parts else {}
-    encoding = model.encoder(inputs, **negatives)
+    yield seen
     for handle in handles:
         handle.remove()
-    output = MomentOutput(model.head(encoding.memory), encoding, inputs.video_mask)
-    hooks = _side_by_side_hooks(output, seen) if "fusion" not in parts else _fused_hooks(model, output, seen)
-    assert encoding.memory.positions is not None
-    positions = encoding.memory.positions[:, : inputs.video.shape[1]]
-    hooks |= {"input_vid_proj": seen["vid"][0], "input_txt_proj": seen["txt"][0], "position_embed": positions}
-    return _said(model, output, leaves) | _named("hook", hooks)
 
 
 def _side_by_side_hooks(output: MomentOutput, seen: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
@@ -179,9 +194,10 @@ def _side_by_side_hooks(output: MomentOutput, seen: Mapping[str, list[Tensor]]) 
 
 def _fused_hooks(model: MomentRetriever, output: MomentOutput, seen: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
     """QD-DETR's: two passes, with the own and with the neighbour's words; the official code decodes both."""
-    hooks = {}
+    hooks: dict[str, Tensor] = {}
     text = seen["txt"][0]
-    token = model.encoder.global_token.expand(len(text), 1, -1)
+    encoder: Any = model.encoder
+    token = encoder.global_token.expand(len(text), 1, -1)
     for index, (fused, tokens) in enumerate(zip(seen["fusion"], seen["encoder"], strict=True)):
         again = f"#{index}" if index else ""
         memory = replace(output.encoding.memory, tokens=tokens[:, 1:])
@@ -211,8 +227,8 @@ def _case(output: MomentOutput, losses: Losses, targets: MomentTargets, leaves: 
     batch = len(output.video_mask)
     calls = [_pairs(assignment, batch) for assignment in losses.assignments.values()]
     return Case(
-        losses=terms,
-        weighted_sum=losses.total,
+        losses={name: value.detach() for name, value in terms.items()},
+        weighted_sum=losses.total.detach(),
         indices={"matcher": calls or None},
         gradients=dict(zip(leaves, gradients, strict=True)),
     )
