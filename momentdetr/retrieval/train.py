@@ -20,7 +20,7 @@ from momentdetr.evaluation.ranking import auroc
 from momentdetr.features.spec import FeatureSpec
 from momentdetr.retrieval.batches import MomentBatch, MomentDataset
 from momentdetr.retrieval.checkpoint import save
-from momentdetr.retrieval.feature_files import read_texts, read_videos
+from momentdetr.retrieval.feature_files import read_published, read_tensors
 from momentdetr.retrieval.generated import generate
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.predicting import predict_dataset
@@ -38,24 +38,28 @@ class DataConfig(Section):
     Args:
         train: annotations to learn from, .jsonl.
         val: annotations to be scored on, .jsonl; None: the model is not scored.
-        video: a .safetensors file (video -> (T, dim)) or an official feature folder; one per stream, in the order of
-            the specification.
-        text: a .safetensors file (query id -> (W, dim)) or an official feature folder.
+        video: a .safetensors file, name of the video -> (T, dim), raw streams concatenated.
+        text: a .safetensors file, query id as text -> (W, dim).
+        root: instead of these two, a folder of published features ...
+        layout: ... that is laid out as one of `features.layouts.LAYOUTS`.
         generated: make so many queries (and a quarter as many to be scored on) instead of reading any file.
     """
 
     train: str | None = None
     val: str | None = None
-    video: str | tuple[str, ...] = ()
+    video: str | None = None
     text: str | None = None
+    root: str | None = None
+    layout: str | None = None
     generated: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _complete(self) -> DataConfig:
-        named = {"train": self.train, "video": self.video, "text": self.text}
-        missing = [key for key, value in named.items() if not value]
-        if not self.generated and missing:
-            raise ValueError(f"needs {', '.join(missing)} (or 'generated')")
+        files, published = (self.video, self.text), (self.root, self.layout)
+        if not self.generated and not (self.train and (all(files) or all(published))):
+            raise ValueError("needs 'train' and either 'video' and 'text' or 'root' and 'layout' (or 'generated')")
+        if any(files) and any(published):
+            raise ValueError("has both 'video' or 'text' and 'root' or 'layout'; give one pair")
         return self
 
 
@@ -229,11 +233,14 @@ def _datasets(config: RetrievalConfig, spec: FeatureSpec) -> tuple[MomentDataset
 
 
 def _dataset(annotations: str, data: DataConfig, spec: FeatureSpec) -> MomentDataset:
-    assert data.text is not None
     records = read_qvhighlights(annotations, clip_length_s=spec.clip_length_s)
-    sources = [data.video] if isinstance(data.video, str) else list(data.video)
-    videos = read_videos(sources, list(dict.fromkeys(record.video for record in records)))
-    texts = read_texts(data.text, [str(record.qid) for record in records])
+    names, qids = [record.video for record in records], [str(record.qid) for record in records]
+    if data.root and data.layout:
+        videos, texts = read_published(data.root, data.layout, names, qids, spec)
+    else:
+        assert data.video is not None
+        assert data.text is not None
+        videos, texts = read_tensors(data.video, names), read_tensors(data.text, qids)
     return MomentDataset(records, videos, texts, spec)
 
 

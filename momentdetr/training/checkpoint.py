@@ -72,8 +72,6 @@ class CheckpointFolder:
             self.sweep()
             temporary.mkdir(parents=True)
             _write_all(temporary, checkpoint)
-            if final.exists():  # the same step again, e.g. after an evaluation: the new one knows more
-                final.rename(self.folder / f"{_TEMPORARY}old-{final.name}")
             os.rename(temporary, final)
             _flush_folder(self.folder)
             self._prune(best_step)
@@ -121,13 +119,9 @@ class CheckpointFolder:
         return None, problems
 
     def sweep(self) -> None:
-        """Finish what a crash interrupted: remove half-written checkpoints, put a displaced one back."""
+        """Remove what a crash left half-written or half-removed."""
         for path in self.folder.glob(f"{_TEMPORARY}*"):
-            displaced = self.folder / path.name.removeprefix(f"{_TEMPORARY}old-")
-            if path.name.startswith(f"{_TEMPORARY}old-") and not displaced.exists():
-                path.rename(displaced)
-            else:
-                shutil.rmtree(path)
+            shutil.rmtree(path)
 
     def _prune(self, best_step: int | None) -> None:
         kept = {*self.steps()[-2:], best_step}
@@ -158,10 +152,10 @@ def _write_all(folder: Path, checkpoint: Checkpoint) -> None:
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         parts[part] = {name: tensor_digest(tensor) for name, tensor in copies.items()}
         _write(folder / f"{part}.safetensors", save(copies))
-    state = json.dumps(checkpoint.state, indent=1, allow_nan=False).encode()
+    state = json.dumps(checkpoint.state, indent=1, sort_keys=True, allow_nan=False).encode()
     _write(folder / "state.json", state)
     manifest = {"format": FORMAT, "state": hashlib.sha256(state).hexdigest(), "parts": parts}
-    _write(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+    _write(folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
     _flush_folder(folder)
 
 

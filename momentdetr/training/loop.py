@@ -173,12 +173,13 @@ class _Run(Generic[B]):
             while self.position.step < self.total_steps:
                 epoch, done = divmod(self.position.step, self.steps_per_epoch)
                 batches = epoch_batches(len(self.task.samples), self.loop.batch_size, self.loop.seed, epoch)
-                for indices in batches[done:]:
+                for number, indices in enumerate(batches[done:], start=done + 1):
                     line.advance(self._step(indices, epoch))
                     self.position.step += 1
                     if self.position.step >= self.total_steps:
                         break
-                    if self.loop.checkpoint_steps and self.position.step % self.loop.checkpoint_steps == 0:
+                    # At the end of an epoch the evaluation comes first: a checkpoint has nothing left to do.
+                    if number < len(batches) and self._steps_are_due():
                         self._save()
                 self._end_epoch(epoch + 1, line)
 
@@ -203,7 +204,7 @@ class _Run(Generic[B]):
         if position.step % self.loop.log_every == 0:
             seconds = time.perf_counter() - started
             values = {name: float(term.detach()) if bool(term.isfinite()) else None for name, term in terms.items()}
-            line = {"step": position.step, "epoch": epoch, "loss": float(total), "terms": values, "grad_norm": norm}
+            line = {"step": position.step + 1, "epoch": epoch, "loss": float(total), "terms": values, "grad_norm": norm}
             rates = [group["lr"] for group in self.optimizer.param_groups]
             self.metrics.write({**line, "learning_rate": rates[-1], "seconds": round(seconds, 4)})
         return f"epoch {epoch} loss {float(total):.4f}"
@@ -237,13 +238,13 @@ class _Run(Generic[B]):
         position = self.position
         position.skipped += 1
         position.skipped_in_row += 1
-        line = {"step": position.step, "epoch": epoch, "event": "step skipped", "not_finite": culprit}
+        line = {"step": position.step + 1, "epoch": epoch, "event": "step skipped", "not_finite": culprit}
         self.metrics.write({**line, "samples": list(names)})
         if position.skipped_in_row >= self.loop.max_skipped:
             saved = self.checkpoints.steps()
             good = str(self.checkpoints.path(saved[-1])) if saved else "none"
             raise TrainingDiverged(
-                f"diverged at step {position.step}: {position.skipped_in_row} steps in a row were not finite, first "
+                f"diverged at step {position.step + 1}: {position.skipped_in_row} steps in a row were not finite, first "
                 f"seen in {culprit}, samples {', '.join(names)}; last checkpoint {good}. Lower the learning rate, or "
                 "look at these samples."
             )
@@ -253,8 +254,12 @@ class _Run(Generic[B]):
         due = self.loop.evaluate_every and epoch % self.loop.evaluate_every == 0
         if self.task.evaluate is not None and (last or due):
             line.say(self._evaluate(epoch))
-        if last or epoch % self.loop.checkpoint_every == 0 or self.position.best_step == self.position.step:
+        new_best = self.position.best_step == self.position.step
+        if last or new_best or epoch % self.loop.checkpoint_every == 0 or self._steps_are_due():
             self._save()
+
+    def _steps_are_due(self) -> bool:
+        return bool(self.loop.checkpoint_steps) and self.position.step % self.loop.checkpoint_steps == 0
 
     def _evaluate(self, epoch: int) -> str:
         assert self.task.evaluate is not None
