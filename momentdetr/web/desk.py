@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from momentdetr.errors import BadInput, MomentDETRError
 from momentdetr.search.results import SearchResult
 from momentdetr.search.retriever import EncodedVideo
 from momentdetr.web.limits import Limits, queries_of
 from momentdetr.web.visitors import Video, Visitors
+
+if TYPE_CHECKING:
+    from momentdetr.features.video import VideoInfo
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
@@ -50,6 +53,19 @@ class Opened:
     player: Path
     is_copy: bool
     summary: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """An answer for the page.
+
+    Args:
+        result: what was found; its seconds count from the first picture.
+        start_s: where the first picture stands on the player's clock.
+    """
+
+    result: SearchResult
+    start_s: float
 
 
 class Desk:
@@ -90,12 +106,15 @@ class Desk:
                 )
             video = self.visitors.add(visitor, upload, info.duration_s)
             player = upload
-            if not _plays(info.codec, info.container):
+            if _plays(info):
+                video.start_s = info.start_s
+            else:
                 player = playable_proxy(video.path, video.path.with_name("playable.mp4"))
+                video.start_s = probe(player).start_s
         summary = f"{video.name}, {info.duration_s:.1f} s, {info.width}×{info.height}, {info.codec}"
         return Opened(video.token, player, player is not upload, summary)
 
-    def search(self, visitor: str, token: object, text: object, progress: Progress | None = None) -> SearchResult:
+    def search(self, visitor: str, token: object, text: object, progress: Progress | None = None) -> Found:
         """Answer the queries of `text`, one a line; the video is encoded the first time.
 
         Raises:
@@ -107,7 +126,7 @@ class Desk:
         with _public_text({video.path: video.name}):
             encoded = self._encoded(video, progress)
             video.result = self.retriever.search(encoded, queries, top_k=self.limits.moments)
-        return video.result
+        return Found(video.result, video.start_s)
 
     def save_json(self, visitor: str, token: object) -> Path:
         """Write the last result beside the video, without the server's paths.
@@ -156,9 +175,10 @@ class Desk:
         return video.result
 
 
-def _plays(codec: str, container: str) -> bool:
+def _plays(info: VideoInfo) -> bool:
     """Whether every browser plays it as it is; in doubt not."""
-    return codec == "h264" and bool({"mp4", "mov"} & set(container.split(",")))
+    known = info.codec == "h264" and info.container in ("mp4", "mov") and info.pixel_format in ("yuv420p", "yuvj420p")
+    return known and info.complete
 
 
 def _stem(video: Video) -> str:
@@ -177,4 +197,4 @@ def _public_text(names: dict[Path, str]) -> Iterator[None]:
         raise type(error)(text) from error
 
 
-__all__ = ["Desk", "Opened", "Searcher"]
+__all__ = ["Desk", "Found", "Opened", "Searcher"]

@@ -1,13 +1,18 @@
+// Moves the player and follows it. Times in the page count from the first picture of the video; the player's clock may
+// begin earlier (a sound track that starts first), which is the time line's data-offset.
 // Runs once for each of the two result elements, as the body of a function that is given `element`.
 // One listener on the element hears the clicks on everything that is ever put into it.
 
+const line = () => document.querySelector("#md-line .md-timeline");
 const player = () => document.querySelector("#md-player video");
+
+const offset = () => Number(line()?.dataset.offset ?? 0);
 
 const go = (time, until) => {
   const video = player();
   if (!video) return;
   window.momentdetrUntil = until;
-  video.currentTime = time;
+  video.currentTime = time + offset();
   video.play().catch(() => {}); // a browser may forbid it; the picture is at the right place all the same
 };
 
@@ -22,8 +27,8 @@ element.addEventListener("click", (event) => {
   const track = event.target.closest("[data-track]");
   if (track) {
     const box = track.getBoundingClientRect();
-    const duration = Number(track.closest("[data-duration]").dataset.duration);
-    go(Math.max(0, Math.min(1, (event.clientX - box.left) / box.width)) * duration, null);
+    const part = Math.max(0, Math.min(1, (event.clientX - box.left) / box.width));
+    go(part * Number(line().dataset.duration), null);
   }
 });
 
@@ -34,17 +39,15 @@ if (!window.momentdetrReady) {
     "timeupdate",
     (event) => {
       const video = event.target;
-      if (video !== player()) return;
-      if (window.momentdetrUntil != null && video.currentTime >= window.momentdetrUntil) {
+      if (video !== player() || !line()) return;
+      const time = video.currentTime - offset();
+      if (window.momentdetrUntil != null && time >= window.momentdetrUntil) {
         video.pause();
         window.momentdetrUntil = null;
       }
-      const line = document.querySelector("#md-line .md-timeline");
-      if (!line) return;
-      const now = Math.min(1, video.currentTime / Number(line.dataset.duration));
-      line.style.setProperty("--now", now);
+      line().style.setProperty("--now", Math.max(0, Math.min(1, time / Number(line().dataset.duration))));
       for (const moment of document.querySelectorAll("#md-line [data-start], #md-found [data-start]")) {
-        const inside = video.currentTime >= moment.dataset.start && video.currentTime <= moment.dataset.end;
+        const inside = time >= Number(moment.dataset.start) && time <= Number(moment.dataset.end);
         moment.classList.toggle("md-on", inside);
       }
     },

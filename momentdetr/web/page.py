@@ -161,17 +161,18 @@ class _Acts:
 
         visitor = _visitor(request)
         try:
-            result = self._desk.search(visitor, token, queries, report)
+            found = self._desk.search(visitor, token, queries, report)
             as_json = self._desk.save_json(visitor, token)
         except MomentDETRError as error:
             return _notice("error", str(error)), gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        result = found.result
         count = sum(len(answer.moments) for answer in result)
         text = _notice("good", f"{count} moments. Click one to play it.")
         if not result.complete:
             text = _notice("error", f"{count} moments in the part of the video that could be read.")
         return (
             text,
-            timeline.timeline(result),
+            timeline.timeline(result, found.start_s),
             timeline.moment_list(result),
             gr.Row(visible=True),
             gr.DownloadButton(value=str(as_json)),

@@ -27,11 +27,16 @@ def clock(time_s: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds}" if hours else f"{minutes}:{seconds}"
 
 
-def timeline(result: SearchResult) -> str:
-    """One row a query, with its saliency curve and its moments, over one axis of time."""
+def timeline(result: SearchResult, start_s: float = 0.0) -> str:
+    """One row a query, with its saliency curve and its moments, over one axis of time.
+
+    Args:
+        result: what was found; its seconds count from the first picture.
+        start_s: where the first picture stands on the player's clock, for the script that moves the player.
+    """
     rows = "".join(_row(number, answer, result) for number, answer in enumerate(result))
     return (
-        f'<div class="md-timeline" data-duration="{result.duration_s:.3f}">'
+        f'<div class="md-timeline" data-duration="{result.duration_s:.3f}" data-offset="{start_s:.3f}">'
         f'<div class="md-rows">{rows}</div>{_axis(result.duration_s)}</div>'
     )
 

@@ -30,6 +30,7 @@ class Video:
         token: its name on the server.
         path: its own copy, in a folder of its own.
         duration_s: seconds.
+        start_s: where its first picture stands on the clock of the browser's player, seconds.
         encoded: its features, once they were needed.
         result: of the last search.
         lock: held while features are made, so that a double click makes them once.
@@ -38,6 +39,7 @@ class Video:
     token: str
     path: Path
     duration_s: float
+    start_s: float = 0.0
     encoded: EncodedVideo | None = None
     result: SearchResult | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)

@@ -29,7 +29,9 @@ def test_open_search_and_take_away(desk: Desk, video: Path) -> None:
     assert opened.player == video
     assert opened.summary == "twelve seconds.mp4, 12.0 s, 128×96, h264"
     progress: list[tuple[int, int]] = []
-    result = desk.search("anna", opened.token, "from 2 to 4\nnowhere", lambda *now: progress.append(now))
+    found = desk.search("anna", opened.token, "from 2 to 4\nnowhere", lambda *now: progress.append(now))
+    result = found.result
+    assert found.start_s == 0.0
     assert [(m.start_s, m.end_s) for m in result[0].moments] == [(2.0, 4.0)]
     assert [answer.is_probably_absent for answer in result] == [False, True]
     assert progress[-1] == (24, 24)
@@ -52,8 +54,8 @@ def test_a_video_is_encoded_once_even_by_impatient_visitors(desk: Desk, video: P
 def test_visitors_do_not_see_each_other_s_videos(desk: Desk, make_video: Callable[[str, float, int], Path]) -> None:
     anna = desk.open("anna", make_video("anna.mp4", 4.0, 200)).token
     ben = desk.open("ben", make_video("ben.mp4", 8.0, 50)).token
-    assert desk.search("anna", anna, "from 0 to 99")[0].moments[0].end_s == pytest.approx(4.0, abs=0.11)
-    assert desk.search("ben", ben, "from 0 to 99")[0].moments[0].end_s == pytest.approx(8.0, abs=0.11)
+    assert desk.search("anna", anna, "from 0 to 99").result[0].moments[0].end_s == pytest.approx(4.0, abs=0.11)
+    assert desk.search("ben", ben, "from 0 to 99").result[0].moments[0].end_s == pytest.approx(8.0, abs=0.11)
     for act in (desk.save_json, desk.save_clips, lambda *who: desk.search(*who, "from 0 to 1")):
         with pytest.raises(BadInput, match="no video yet"):
             act("anna", ben)  # type: ignore[operator]
@@ -118,7 +120,7 @@ def test_a_video_that_no_browser_plays_is_shown_as_a_copy(desk: Desk, tmp_path: 
     assert opened.is_copy
     assert probe(opened.player).codec == "h264"
     assert probe(opened.player).duration_s == pytest.approx(3.0, abs=0.11)
-    assert desk.search("anna", opened.token, "from 1 to 2")[0].moments
+    assert desk.search("anna", opened.token, "from 1 to 2").result[0].moments
 
 
 def test_a_file_that_vanished_is_an_error_without_paths(desk: Desk, video: Path, tmp_path: Path) -> None:

@@ -61,6 +61,12 @@ def test_moments_stand_where_they_are_in_time() -> None:
     assert tree.of("md-timeline")[0]["data-duration"] == "20.000"
 
 
+def test_the_player_s_clock_is_passed_on() -> None:
+    tree = _Tree(timeline(_result(_answer("a star", (5.0, 10.0, 0.8))), start_s=0.25))
+    assert tree.of("md-timeline")[0]["data-offset"] == "0.250"
+    assert tree.of("md-band")[0]["data-start"] == "5.000"
+
+
 def test_the_list_has_the_same_moments_with_times_and_scores() -> None:
     tree = _Tree(moment_list(_result(_answer("a star", (5.0, 10.0, 0.8)), _answer("a heart"))))
     assert [item["data-start"] for item in tree.of("md-item")] == ["5.000"]
