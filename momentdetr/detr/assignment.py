@@ -39,9 +39,9 @@ def l1_cost(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor)
     return torch.cdist(boxes, target_boxes, p=1)
 
 
-def giou_cost(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Tensor:
-    """Minus the generalised IoU."""
-    return -giou(to_corners(boxes)[:, None], to_corners(target_boxes)[None])
+def giou_cost(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor, eps: float = 0.0) -> Tensor:
+    """Minus the generalised IoU; `eps` as in `boxes.iou`."""
+    return -giou(to_corners(boxes)[:, None], to_corners(target_boxes)[None], eps)
 
 
 class HungarianMatcher:

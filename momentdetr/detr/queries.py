@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -26,37 +28,64 @@ class LearnedQueries(nn.Module):
 
 
 class AnchorQueries(nn.Module):
-    """DAB-DETR's (Liu et al., 2022): empty content and one learned anchor per query.
+    """DAB-DETR's (Liu et al., 2022): one learned anchor per query, with empty or learned content.
 
     Args:
         num_queries: Q.
         width: C.
         anchor_size: A, 2D for boxes, D for points.
+        content: "empty"; "learned": one vector a query; or "patterns": each query once with each of `num_patterns`.
+        content_size: channels of learned content, where another part adds one (DN-Deformable-DETR); None: C.
+        num_patterns: how many, for "patterns"; then there are Q x num_patterns queries, pattern by pattern.
     """
 
-    def __init__(self, num_queries: int, width: int, anchor_size: int) -> None:
+    def __init__(
+        self,
+        num_queries: int,
+        width: int,
+        anchor_size: int,
+        *,
+        content: Literal["empty", "learned", "patterns"] = "empty",
+        content_size: int | None = None,
+        num_patterns: int = 0,
+    ) -> None:
         super().__init__()
         self.width = width
         self.anchors = nn.Parameter(torch.randn(num_queries, anchor_size))  # logits
+        rows = {"empty": 0, "learned": num_queries, "patterns": num_patterns}[content]
+        self.content = nn.Parameter(torch.randn(rows, content_size or width)) if rows else None
+        self.repeats = num_patterns if content == "patterns" else 1
 
     def forward(self, memory: Memory) -> Queries:
-        anchors = self.anchors.expand(memory.tokens.shape[0], -1, -1)  # (B, Q, A)
-        content = memory.tokens.new_zeros(*anchors.shape[:2], self.width)
+        batch, num_queries = memory.tokens.shape[0], self.anchors.shape[0]
+        anchors = self.anchors.repeat(self.repeats, 1).expand(batch, -1, -1)  # (B, Q, A)
+        if self.content is None:
+            content = memory.tokens.new_zeros(*anchors.shape[:2], self.width)
+        else:
+            rows = self.content if self.repeats == 1 else self.content.repeat_interleave(num_queries, 0)
+            content = rows.to(memory.tokens.dtype).expand(batch, -1, -1)
         return Queries(content=content, anchors=anchors)
 
 
 class PointQueries(nn.Module):
-    """Conditional DETR's (Meng et al., 2021): a learned position, and a reference point generated from it."""
+    """A learned position, and a reference point generated from it (Conditional DETR; Deformable DETR).
 
-    def __init__(self, num_queries: int, width: int, num_dims: int, *, to_point: nn.Module) -> None:
+    Args:
+        num_queries: Q.
+        width: C.
+        to_point: (Q, C) -> (Q, D), logits.
+        learned_content: whether content is learned too (Deformable DETR), or empty (Conditional DETR).
+    """
+
+    def __init__(self, num_queries: int, width: int, *, to_point: nn.Module, learned_content: bool = False) -> None:
         super().__init__()
         self.positions = nn.Parameter(torch.randn(num_queries, width))
-        self.to_point = to_point  # (Q, C) -> (Q, D), logits
-        self.num_dims = num_dims
+        self.content = nn.Parameter(torch.randn(num_queries, width)) if learned_content else None
+        self.to_point = to_point
 
     def forward(self, memory: Memory) -> Queries:
         batch = memory.tokens.shape[0]
         points: Tensor = self.to_point(self.positions)
         positions = self.positions.expand(batch, -1, -1)  # (B, Q, C)
-        content = torch.zeros_like(positions, dtype=memory.tokens.dtype)
-        return Queries(content=content, positions=positions, anchors=points.expand(batch, -1, -1))
+        content = torch.zeros_like(positions) if self.content is None else self.content.expand(batch, -1, -1)
+        return Queries(content.to(memory.tokens.dtype), positions, points.expand(batch, -1, -1))
