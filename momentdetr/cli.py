@@ -95,7 +95,7 @@ def search(
     with progress_bar("encoding", "clips") as progress:
         encoded = retriever.encode(video, progress=progress, decoder=decoder, salvage=salvage)
     if not encoded.complete:
-        say(f"warning: {video} is damaged, only the readable part ({encoded.duration_s:.1f} s) was searched")
+        say(f"warning: {video} is damaged; what could be read of it was searched")
     with progress_bar("searching", "windows") as progress:
         result = retriever.search(encoded, queries, top, progress=progress)
     show(result, forms[0] if forms else "table")

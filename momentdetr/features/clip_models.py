@@ -239,4 +239,5 @@ def _open_clip_folder_tokenizer(
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise BadInput(f"{folder}: its tokenizer cannot be read: {first_line(error)}") from error
     require_vocabulary(folder, len(hf.tokenizer), vocabulary)
+    hf.tokenizer.padding_side = hf.tokenizer.truncation_side = "right"  # as all of these models were trained
     return FolderTokenizer(hf.tokenizer, hf, hf.clean_fn, length, class_token_last=mode == "clips")

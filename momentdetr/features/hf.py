@@ -192,14 +192,22 @@ def _tokenizer(folder: Path, model: Any) -> Tokenizer:
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise BadInput(f"{folder}: its tokenizer cannot be read: {first_line(error)}") from error
     require_vocabulary(folder, len(tokenizer), vocabulary)
+    # All of these models were trained with the padding behind the words, whatever the tokenizer's files say.
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    # SigLIP 2 was trained on lower case, and its first tokenizer files do not see to it. CLIP's and SigLIP's do.
+    clean = str.lower if model.config.model_type != "clip" else str
 
     def encode(queries: list[str]) -> Tensor:
         ids: Tensor = tokenizer(
-            queries, return_tensors="pt", padding="max_length", truncation=True, max_length=length
+            [clean(query) for query in queries],
+            return_tensors="pt",
+            padding="max_length",
+            truncation=True,
+            max_length=length,
         ).input_ids
         return ids
 
-    return FolderTokenizer(tokenizer, encode, str, length)
+    return FolderTokenizer(tokenizer, encode, clean, length)
 
 
 def _embed(model: Any, images: Tensor) -> Tensor:

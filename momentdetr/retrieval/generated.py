@@ -32,11 +32,12 @@ def generate(num_queries: int, spec: FeatureSpec, seed: int) -> GeneratedWorld:
     Args:
         num_queries: at least 1.
         spec: gives the vectors' lengths, the clip length and the greatest number of clips.
-        seed: at least 0; the same seed makes the same world.
+        seed: at least 1; the same seed makes the same world.
     """
     rng = np.random.default_rng(seed)
     video_dim = sum(stream.dim for stream in spec.video)
-    to_video = rng.standard_normal((spec.text_dim, video_dim)) / np.sqrt(spec.text_dim)
+    # What a text means is the same in every world, or nothing learnt in one would help in another.
+    to_video = np.random.default_rng(0).standard_normal((spec.text_dim, video_dim)) / np.sqrt(spec.text_dim)
     records, videos, texts = [], {}, {}
     for qid in range(num_queries):
         num_clips = int(rng.integers(max(spec.max_clips // 2, 4), max(spec.max_clips, 4) + 1))

@@ -225,7 +225,7 @@ def _with_dimensions(model: Mapping[str, Any], spec: FeatureSpec) -> dict[str, A
 def _datasets(config: RetrievalConfig, spec: FeatureSpec) -> tuple[MomentDataset, MomentDataset | None]:
     data = config.data
     if data.generated:
-        worlds = [generate(count, spec, seed) for seed, count in ((0, data.generated), (1, data.generated // 4 or 1))]
+        worlds = [generate(count, spec, seed) for seed, count in ((1, data.generated), (2, data.generated // 4 or 1))]
         learn, score = (MomentDataset(world.records, world.videos, world.texts, spec) for world in worlds)
         return learn, score
     assert data.train is not None

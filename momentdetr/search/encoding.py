@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class EncodedVideo:
         duration_s: seconds.
         spec: how the features were made.
         path: the file, where it is known.
-        complete: False when only the readable part of a damaged file was encoded.
+        complete: False when the file is damaged, and what could be read of it was encoded.
     """
 
     name: str
@@ -75,19 +76,17 @@ def encode_video(
     expected = max(round(info.duration_s / spec.clip_length_s), 1)
     parts: list[Tensor] = []
     done, complete = 0, True
-    for batch in read_clips(
-        path, clip_length_s=spec.clip_length_s, image_size=_image_size(spec), decoder=decoder, salvage=salvage
-    ):
+    batches = read_clips(path, clip_length_s=spec.clip_length_s, decoder=decoder, salvage=salvage, **_picture(spec))
+    for batch in batches:
         parts.append(encoder.encode_frames(batch.frames))
         done += len(batch.frames)
         complete = complete and batch.complete
         _report(progress, done, max(expected, done))
     features = torch.cat(parts)
     _report(progress, done, done)
-    duration_s = info.duration_s if complete else min(info.duration_s, done * spec.clip_length_s)
     if complete and store is not None and key is not None:
-        store.put(key, EncodedFeatures(features, duration_s, spec.clip_length_s, spec))
-    return EncodedVideo(path.stem, features, spec.clip_length_s, duration_s, spec, path, complete)
+        store.put(key, EncodedFeatures(features, info.duration_s, spec.clip_length_s, spec))
+    return EncodedVideo(path.stem, features, spec.clip_length_s, info.duration_s, spec, path, complete)
 
 
 def _key(path: Path, encoder: FeatureEncoder) -> str | None:
@@ -97,13 +96,12 @@ def _key(path: Path, encoder: FeatureEncoder) -> str | None:
     return feature_key(content_hash(path), encoder.spec, getattr(encoder, "dtype", "float32"))
 
 
-def _image_size(spec: FeatureSpec) -> int | None:
-    """The size to which the decoding process fits frames, so that large ones never leave it; None for the whole frame.
-
-    It resizes bicubically; an encoder that wants another way does so itself.
-    """
+def _picture(spec: FeatureSpec) -> dict[str, Any]:
+    """Frames are resized and cropped where they are decoded, so that large ones never leave that process."""
     preprocessing = spec.video[0].preprocessing
-    return preprocessing.image_size if preprocessing and preprocessing.interpolation == "bicubic" else None
+    if preprocessing is None:
+        return {}
+    return {"image_size": preprocessing.image_size, "interpolation": preprocessing.interpolation}
 
 
 def _report(progress: Progress | None, done: int, total: int) -> None:

@@ -50,7 +50,7 @@ class SearchResult:
         queries: one answer a query; iterating over the result yields them.
         path: the file, where it is known; plots and clips are made from it.
         model: who answered.
-        complete: False when only the readable part of a damaged file was searched.
+        complete: False when the file is damaged, and what could be read of it was searched.
     """
 
     video: str

@@ -141,15 +141,25 @@ def _unite(group: _Group) -> Span:
     return Span(start, end, best.score)
 
 
-def _drop_fragments(spans: Iterable[tuple[Span, _Group]]) -> list[Span]:
-    """Leave out what a border cut off a better moment and no other window confirmed."""
-    kept: list[Span] = []
-    for span, group in spans:
-        is_cut = all(view.start_is_cut or view.end_is_cut for view in group.views.values())
-        if not (is_cut and any(_inside(span, better) for better in kept)):
-            kept.append(span)
-    return kept
+def _drop_fragments(ranked: Sequence[tuple[Span, _Group]]) -> list[Span]:
+    """Leave out what a border cut off a moment that others saw better, and that none of them confirmed.
+
+    Others are those with a higher score; to a sliver, about which no window can be sure, all that are longer.
+    """
+    return [span for i, (span, group) in enumerate(ranked) if not (_is_cut(group) and _explained(i, ranked))]
 
 
-def _inside(span: Span, better: Span) -> bool:
-    return better.start - BORDER_CLIPS <= span.start and span.end <= better.end + BORDER_CLIPS
+def _is_cut(group: _Group) -> bool:
+    return all(view.start_is_cut or view.end_is_cut for view in group.views.values())
+
+
+def _explained(i: int, ranked: Sequence[tuple[Span, _Group]]) -> bool:
+    span = ranked[i][0]
+    length = span.end - span.start
+    if length > BORDER_CLIPS:
+        return any(_inside(span, other) for other, _ in ranked[:i])
+    return any(_inside(span, other) for other, _ in ranked if other.end - other.start > length)
+
+
+def _inside(span: Span, other: Span) -> bool:
+    return other.start - BORDER_CLIPS <= span.start and span.end <= other.end + BORDER_CLIPS

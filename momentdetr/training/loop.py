@@ -244,8 +244,8 @@ class _Run(Generic[B]):
             saved = self.checkpoints.steps()
             good = str(self.checkpoints.path(saved[-1])) if saved else "none"
             raise TrainingDiverged(
-                f"diverged at step {position.step + 1}: {position.skipped_in_row} steps in a row were not finite, first "
-                f"seen in {culprit}, samples {', '.join(names)}; last checkpoint {good}. Lower the learning rate, or "
+                f"diverged at step {position.step + 1}: {position.skipped_in_row} steps in a row were not finite, now "
+                f"in {culprit} of samples {', '.join(names)}; last good checkpoint {good}. Lower the learning rate, or "
                 "look at these samples."
             )
 

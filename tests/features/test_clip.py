@@ -18,7 +18,7 @@ import torch
 from open_clip import image_transform
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from small_tokenizer import write_tokenizer
+from small_tokenizer import read_ids, write_tokenizer
 from torch import Tensor
 
 from momentdetr.errors import BadCheckpoint, BadInput, MomentDETRError, WeightsUnavailable
@@ -57,8 +57,7 @@ SIGLIP = {
     "custom_text": True,
     "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear"},
     "text_cfg": {
-        "context_length": 12,
-        "vocab_size": 14,
+        "context_length": 20,
         "hf_tokenizer_name": "somebody/small",
         "width": 32,
         "heads": 2,
@@ -102,31 +101,29 @@ def _picture(frame: np.ndarray[Any, Any], size: int) -> Tensor:
 @pytest.mark.parametrize(("config", "size"), [(COCA, 64), (SIGLIP, 160), (CUSTOM, 64)], ids=["CoCa", "SigLIP", "own"])
 def test_every_kind_of_text_tower(tmp_path: Path, config: dict[str, Any], size: int) -> None:
     """Against the towers themselves: their output tokens, one query at a time; CoCa's lack the last norm."""
-    folder, model = _random_folder(tmp_path, config)
     if config is SIGLIP:
-        write_tokenizer(folder)
+        config = {**config, "text_cfg": {**config["text_cfg"], "vocab_size": write_tokenizer(tmp_path)}}
+        path = tmp_path / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "padding_side": "left"}))  # not as it was trained
+    folder, model = _random_folder(tmp_path, config)
     encoder = OpenClipEncoder.create(folder, clip_length_s=1.0)
     images = torch.stack([_picture(frame, size) for frame in FRAMES])
     expected = model.visual(images)
     expected = expected[0] if isinstance(expected, tuple) else expected
     torch.testing.assert_close(encoder.encode_frames(FRAMES), expected, rtol=0, atol=1e-5)
     model.text.output_tokens = True
-    words = [word.split() for word in QUERIES]
-    for query, count, states in zip(QUERIES, map(len, words), encoder.encode_text(QUERIES), strict=True):
-        ids = _siglip_ids(query) if config is SIGLIP else open_clip.SimpleTokenizer()([query], 16)
+    for query, states in zip(QUERIES, encoder.encode_text(QUERIES), strict=True):
+        if size == 160:
+            words = read_ids(tmp_path, query)
+            ids = torch.tensor([words + [0] * (20 - len(words))])
+        else:
+            words = [49406, *open_clip.SimpleTokenizer().encode(query), 49407]
+            ids = torch.tensor([words + [0] * (16 - len(words))])
         tokens = model.text(ids)[1]
         tokens = model.text.ln_final(tokens) if config is COCA else tokens
-        length = count + (1 if config is SIGLIP else 2)
-        torch.testing.assert_close(states, tokens[0, :length], rtol=0, atol=1e-5)
+        torch.testing.assert_close(states, tokens[0, : len(words)], rtol=0, atol=1e-5)
     assert encoder.spec.text_dim == config["text_cfg"]["width"]
     assert encoder.spec.video[0].dim == config["embed_dim"]
-
-
-def _siglip_ids(query: str) -> Tensor:
-    from small_tokenizer import WORDS
-
-    ids = [WORDS.index(word) for word in query.split()] + [1]
-    return torch.tensor([ids + [0] * (12 - len(ids))])
 
 
 def test_the_specification_says_how_it_was_made(folder: Path, encoder: OpenClipEncoder) -> None:

@@ -53,6 +53,12 @@ def test_a_fragment_that_no_other_window_confirms_is_dropped() -> None:
     assert spans([View(30, 50, 0.9, SECOND), View(36, 40, 0.3, FIRST)]) == [(30, 50)]
 
 
+def test_a_sliver_is_dropped_whatever_its_score() -> None:
+    first, third = Window(0, 40, 80), Window(40, 80, 80)
+    assert spans([View(40, 40.3, 0.9, third), View(30, 39.9, 0.5, first)]) == [(30, 39.9)]
+    assert spans([View(40, 40.3, 0.9, third), View(10, 20, 0.5, first)]) == [(40, 40.3), (10, 20)]
+
+
 def test_a_moment_within_a_longer_one_stays_when_no_border_cut_it() -> None:
     assert spans([View(22, 50, 0.9, SECOND), View(26, 31, 0.3, SECOND)]) == [(22, 50), (26, 31)]
 
@@ -147,3 +153,7 @@ def test_any_views_give_moments_of_some_length_inside_the_video_and_no_more_of_t
     assert bool(found) == bool(views)
     if views:
         assert found[0].score == max(view.score for view in views)
+
+
+def test_views_that_share_less_than_half_are_two_moments() -> None:
+    assert spans([View(22, 32, 0.9, FIRST), View(27, 37, 0.8, SECOND)]) == [(22, 32), (27, 37)]
