@@ -15,12 +15,12 @@ CORE = {"errors", "detr", "features", "weights", "training", "evaluation", "data
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "detr": set(),
-    "features": {"errors"},
+    "features": {"errors", "__init__"},  # the decoding process is told where the package is
     "weights": {"errors", "features.spec"},
     "training": {"errors"},
     "evaluation": {"errors"},
     "datasets": {"errors"},
-    "retrieval": {"errors", "detr", "features.spec", "datasets", "training", "evaluation"},
+    "retrieval": {"errors", "detr", "features.spec", "features.layouts", "datasets", "training", "evaluation"},
     "search": {"errors", "features", "weights", "retrieval"},
     "demo": CORE,
     "web": CORE | {"demo"},

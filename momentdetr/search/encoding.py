@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,12 +68,12 @@ def encode_video(
     from momentdetr.features.video import probe, read_clips
 
     spec = encoder.spec
-    info = probe(path, decoder=decoder)
     key = None if store is None else _key(path, encoder)
     kept = store.get(key) if store is not None and key is not None else None
     if kept is not None:
         _report(progress, len(kept.features), len(kept.features))
         return EncodedVideo(path.stem, kept.features, spec.clip_length_s, kept.duration_s, spec, path)
+    info = probe(path, decoder=decoder)
     expected = max(round(info.duration_s / spec.clip_length_s), 1)
     parts: list[Tensor] = []
     done, complete = 0, True
@@ -90,8 +91,11 @@ def encode_video(
 
 
 def _key(path: Path, encoder: FeatureEncoder) -> str | None:
-    """Where the store keeps this video's features; None when the encoder's weights have no digest to tell them by."""
-    if any(stream.weights_sha256 is None for stream in encoder.spec.video):
+    """Where the store keeps this video's features.
+
+    None when the weights have no digest to tell them by, and for what is no file: a pipe must not be waited for.
+    """
+    if any(stream.weights_sha256 is None for stream in encoder.spec.video) or not os.path.isfile(path):
         return None
     return feature_key(content_hash(path), encoder.spec, getattr(encoder, "dtype", "float32"))
 

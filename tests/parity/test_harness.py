@@ -173,6 +173,18 @@ def test_other_indices_fail(golden: Golden, calls: object) -> None:
     assert "indices" in failures(golden, altered(with_case(indices={"matcher": calls})))
 
 
+@pytest.mark.parametrize(("other", "fails"), [(0.0, False), (1e-3, True)])
+def test_only_a_matching_of_equal_cost_counts_as_a_tie(golden: Golden, other: float, fails: bool) -> None:
+    cost = torch.tensor([[1.0, 2.0], [3.0, 4.0 + other], [0.0, 0.0]])  # 1 + 4 and 2 + 3
+    crossed = [[[[0, 1], [0, 1]], [[2], [0]]]]
+    system = altered(with_case(indices={"matcher": crossed, "event_matcher": None}))
+    assert set(failures(golden, system)) == {"indices"}
+    tolerant = replace(system, costs=lambda *where: cost)
+    assert set(failures(golden, tolerant)) == ({"indices"} if fails else set())
+    twice = altered(with_case(indices={"matcher": [[[[0, 0], [1, 0]], [[2], [0]]]], "event_matcher": None}))
+    assert set(failures(golden, replace(twice, costs=lambda *where: torch.zeros(3, 2)))) == {"indices"}
+
+
 def test_a_case_that_was_not_run_fails_everywhere(golden: Golden) -> None:
     lazy = altered(lambda run: replace(run, cases={}))
     assert set(failures(golden, lazy)) == {"losses", "indices", "gradients"}

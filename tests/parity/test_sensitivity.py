@@ -22,6 +22,7 @@ from momentdetr.retrieval.presets import build
 
 SIZES = {"video_dim": 10, "text_dim": 6, "width": 16, "num_heads": 2, "feed_forward": 24, "num_queries": 4}
 OPTIONS = {"nheads": 2, "dropout": 0.0, "input_dropout": 0.0, "contrastive_align_loss_coef": 0.02}
+OPTIONS |= {"set_cost_span": 10, "set_cost_giou": 1, "set_cost_class": 4}
 ALIGNED = {"contrastive_align_loss": True, "temperature": 0.07}
 
 

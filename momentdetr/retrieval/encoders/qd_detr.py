@@ -74,10 +74,11 @@ class QdDetrEncoder(nn.Module):
         width: C.
         text_positions: optional positions of words; without them words have none, as published.
         saliency_margin: of the hinge loss.
-        official_batch_faults: reproduce three faults of the official code; only its checkpoints want them. Its mask of
+        official_batch_faults: reproduce four faults of the official code; only its checkpoints want them. Its mask of
             words is repeated head by head instead of sample by sample, so that in a padded batch a sample ignores
             words that are padding in *another* sample; a batch of one gets its own query as the negative; a foreign
-            query keeps the word positions of the own one. Without them a sample's answer does not depend on its batch.
+            query keeps the word positions of the own one; and a contrastive alignment is given no words. Without them a
+            sample's answer does not depend on its batch.
     """
 
     def __init__(
@@ -118,7 +119,9 @@ class QdDetrEncoder(nn.Module):
             if self.official_batch_faults:
                 foreign[1] = words
             extras["negative_saliency"] = self._encode(video, positions, inputs.video_mask, *foreign)[1]
-        return Encoding(memory, saliency, extras, text=text, text_mask=inputs.text_mask)
+        # The official code takes the words from a memory that holds clips only, so its alignment sees none.
+        aligned = text[:, :0] if self.official_batch_faults else text
+        return Encoding(memory, saliency, extras, text=aligned, text_mask=inputs.text_mask)
 
     def _encode(
         self, video: Tensor, positions: Tensor, video_mask: Tensor, text: Tensor, words: Tensor, text_mask: Tensor

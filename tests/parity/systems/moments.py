@@ -20,6 +20,7 @@ from parity.predictions import Answer
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from momentdetr.detr.boxes import giou, to_corners
 from momentdetr.detr.losses import Losses
 from momentdetr.detr.types import Assignment, Targets
 from momentdetr.retrieval.convert import convert_state
@@ -234,6 +235,20 @@ def _case(output: MomentOutput, losses: Losses, targets: MomentTargets, leaves: 
     )
 
 
+def costs(golden: Golden, dtype: str, case: str, call: int, sample: int) -> Tensor:
+    """The matcher's costs (Q, M) of one sample in float64, from the official predictions and weights."""
+    recorded, args = golden.outputs(dtype), golden.args
+    layer = f"train_{case}." + (f"aux_outputs.{call - 1}." if call else "")
+    spans, logits = (recorded[f"{layer}pred_{what}"][sample].double() for what in ("spans", "logits"))
+    targets = golden.inputs[f"span_labels.{sample}"]
+    cost = -args["set_cost_class"] * logits.softmax(-1)[:, :1].expand(-1, len(targets))
+    if not targets.is_floating_point():
+        first, last = spans.unflatten(-1, (2, -1)).softmax(-1).unbind(1)
+        return cost - args["set_cost_span"] * (first[:, targets[:, 0]] + last[:, targets[:, 1]])
+    cost = cost + args["set_cost_span"] * torch.cdist(spans, targets.double(), p=1)
+    return cost - args["set_cost_giou"] * giou(to_corners(spans)[:, None], to_corners(targets.double())[None])
+
+
 def _pairs(assignment: Assignment, batch: int) -> list[Pairs]:
     members = [assignment.sample == i for i in range(batch)]
     return [[assignment.query[m].tolist(), assignment.target[m].tolist()] for m in members]
@@ -247,4 +262,4 @@ def _accepts(system: str) -> Any:
     return lambda config: config.get("system") == system and config.get("repo", "") in REPOSITORIES
 
 
-SYSTEMS = tuple(System(name, _accepts(name), run, pins=PINS) for name in ("moment_detr", "qd_detr"))
+SYSTEMS = tuple(System(name, _accepts(name), run, pins=PINS, costs=costs) for name in ("moment_detr", "qd_detr"))
