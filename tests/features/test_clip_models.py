@@ -55,7 +55,7 @@ def test_preprocessing_follows_the_weights() -> None:
         find_clip_model("ViT-L-14", "nonsense")
 
 
-@pytest.mark.parametrize("name", ["ViT-B-33", "", "hf-hub:timm/vit_base", "local-dir:/tmp", "https://host/model"])
+@pytest.mark.parametrize("name", ["ViT-B-33", "", "hf-hub:timm/vit_base", "local-dir:models", "https://host/model"])
 def test_an_unknown_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises((BadInput, BadCheckpoint)) as caught:
