@@ -181,6 +181,8 @@ class Criterion:
             count = number if supervision.count is None else supervision.count
             suffix = f"_{supervision.name}" if supervision.name else ""
             for name, term in self.terms.items():
+                if supervision.only is not None and name not in supervision.only:
+                    continue
                 value = term(supervision.predictions, true, assignment, count)
                 terms[name + suffix] = value
                 total = total + supervision.weight * self.weights[name] * value

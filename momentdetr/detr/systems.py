@@ -4,10 +4,11 @@
 |---|---|---|---|---|---|
 | DETR | dense | empty | learned position | dense | none |
 | Conditional DETR | dense | empty | learned position -> point | conditional | none |
-| Deformable DETR | deformable | learned, or from boxes | learned -> point, or proposals | deformable | optional, detached |
+| Deformable DETR | deformable | learned or from boxes | learned -> point, or proposals | deformable | none or detached |
 | DAB-DETR | dense, scaled positions | empty or patterns | anchors | conditional, modulated | look forward twice |
 | DAB-Deformable-DETR | deformable | learned | anchors | deformable | detached |
 | DN-DETR, DN-Deformable-DETR | as DAB | label embedding | as DAB, and noised targets | as DAB | as DAB |
+| DN-DETR's DINO-like variant | deformable | learned, by rank | proposals, and paired groups | deformable | any |
 | DINO | deformable | learned, by rank | proposals, and contrastive groups | deformable | look forward twice |
 
 All of them run for any number of dimensions.
@@ -16,91 +17,42 @@ All of them run for any number of dimensions.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
-from functools import partial
 
 from torch import nn
 
-from momentdetr.detr.assignment import HungarianMatcher, focal_class_cost, giou_cost, l1_cost, softmax_class_cost
+from momentdetr.detr.assembly import (
+    Positions,
+    Sizes,
+    Task,
+    box_head,
+    cloned,
+    focal_criterion,
+    focal_head,
+    level_neck,
+    plain_neck,
+    softmax_criterion,
+    unbias_sizes,
+)
 from momentdetr.detr.decoder import AnchorGuide, Decoder, FixedGuide, Head, Refinement
-from momentdetr.detr.denoising import Denoising
-from momentdetr.detr.initialization import init_transformer, prior_bias, zero_last_layer
+from momentdetr.detr.denoising import Denoising, PairedDenoising
+from momentdetr.detr.initialization import init_transformer
 from momentdetr.detr.layers import (
-    Points,
-    Stack,
     conditional_layers,
     deformable_encoder,
     deformable_layers,
     dense_encoder,
     dense_layers,
 )
-from momentdetr.detr.losses import Criterion, cross_entropy, focal, giou_loss, l1
-from momentdetr.detr.mlp import MLP
+from momentdetr.detr.mlp import ACTIVATIONS, MLP
 from momentdetr.detr.model import Detector, Detr
-from momentdetr.detr.neck import Neck
 from momentdetr.detr.parametrization import CenterSize
 from momentdetr.detr.proposals import ProposalHead, ProposedQueries, by_best_class, by_first_class
 from momentdetr.detr.queries import AnchorQueries, LearnedQueries, PointQueries
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a system is built for.
-
-    Args:
-        num_dims: D.
-        channels: of the backbone's feature maps that are used, finest first.
-        num_classes: K, without "no object".
-    """
-
-    num_dims: int
-    channels: tuple[int, ...]
-    num_classes: int
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of a system; each row's defaults are its paper's.
-
-    Args:
-        width: C.
-        num_heads: H.
-        feed_forward: hidden size of the feed-forward networks.
-        encoder_layers: of them.
-        decoder_layers: of them.
-        num_queries: Q.
-        dropout: of the transformer.
-        num_levels: L, of deformable systems.
-        num_points: of deformable attention, per head and level.
-        group_norm: groups of the norm behind the neck's projections.
-    """
-
-    width: int = 256
-    num_heads: int = 8
-    feed_forward: int = 2048
-    encoder_layers: int = 6
-    decoder_layers: int = 6
-    num_queries: int = 300
-    dropout: float = 0.0
-    num_levels: int = 4
-    num_points: int = 4
-    group_norm: int = 32
-
-    def encoder(self, **options: object) -> Stack:
-        return self._stack(self.encoder_layers, options)
-
-    def decoder(self, **options: object) -> Stack:
-        return self._stack(self.decoder_layers, options)
-
-    def points(self, task: Task) -> Points:
-        return Points(task.num_dims, self.num_levels, self.num_points)
-
-    def _stack(self, num_layers: int, options: dict[str, object]) -> Stack:
-        stack = Stack(self.width, self.num_heads, self.feed_forward, num_layers, self.dropout)
-        return replace(stack, **options)  # type: ignore[arg-type]
-
-
-def detr(task: Task, sizes: Sizes | None = None, *, pre_norm: bool = False) -> Detector:
+def detr(
+    task: Task, sizes: Sizes | None = None, *, pre_norm: bool = False, positions: Positions | None = None
+) -> Detector:
     """DETR (Carion et al., 2020, arXiv 2005.12872)."""
     sizes = sizes or Sizes(num_queries=100, dropout=0.1)
     layers = dense_layers(sizes.decoder(pre_norm=pre_norm))
@@ -112,7 +64,7 @@ def detr(task: Task, sizes: Sizes | None = None, *, pre_norm: bool = False) -> D
         parametrization=CenterSize(1e-5),
     )
     return Detector(
-        neck=plain_neck(task, sizes),
+        neck=plain_neck(task, sizes, positions),
         detr=Detr(
             encoder=dense_encoder(sizes.encoder(pre_norm=pre_norm)),
             queries=LearnedQueries(sizes.num_queries, sizes.width),
@@ -122,7 +74,7 @@ def detr(task: Task, sizes: Sizes | None = None, *, pre_norm: bool = False) -> D
     )
 
 
-def conditional_detr(task: Task, sizes: Sizes | None = None) -> Detector:
+def conditional_detr(task: Task, sizes: Sizes | None = None, *, positions: Positions | None = None) -> Detector:
     """Conditional DETR (Meng et al., 2021, arXiv 2108.06152)."""
     sizes = sizes or Sizes(dropout=0.1)
     guide = AnchorGuide(task.num_dims, sizes.width, makes_positions=False, modulated=False)
@@ -136,7 +88,7 @@ def conditional_detr(task: Task, sizes: Sizes | None = None) -> Detector:
         parametrization=CenterSize(1e-5),
     )
     return Detector(
-        neck=plain_neck(task, sizes),
+        neck=plain_neck(task, sizes, positions),
         detr=Detr(
             encoder=dense_encoder(sizes.encoder()),
             queries=PointQueries(sizes.num_queries, sizes.width, to_point=to_point),
@@ -147,16 +99,25 @@ def conditional_detr(task: Task, sizes: Sizes | None = None) -> Detector:
 
 
 def deformable_detr(
-    task: Task, sizes: Sizes | None = None, *, refine: bool = False, two_stage: bool = False
+    task: Task,
+    sizes: Sizes | None = None,
+    *,
+    refine: bool = False,
+    two_stage: bool = False,
+    positions: Positions | None = None,
+    proposal_weight: float = 1.0,
 ) -> Detector:
     """Deformable DETR (Zhu et al., 2021, arXiv 2010.04159); single-scale with one map and `num_levels=1`.
 
     Args:
         refine: each layer's box is the next one's reference.
-        two_stage: queries are the encoder's best proposals.
+        two_stage: queries are the encoder's best proposals; needs `refine`.
+        proposal_weight: of the proposals' losses.
     """
     sizes = sizes or Sizes(feed_forward=1024, dropout=0.1)
     heads = [focal_head(task, sizes, wide=0.0 if two_stage else -2.0)]
+    if two_stage and not refine:
+        raise ValueError("two_stage proposes boxes with a head of its own, which refine=True makes")
     if refine:
         heads = cloned(heads[0], sizes.decoder_layers + two_stage)
         for head in heads[1:]:
@@ -173,6 +134,7 @@ def deformable_detr(
             ranking=by_first_class,
             selection="pure",
             judged="all",
+            weight=proposal_weight,
         )
     else:
         to_point = nn.Linear(sizes.width, task.num_dims)
@@ -188,44 +150,52 @@ def deformable_detr(
         refinement="detached" if refine else "none",
     )
     return Detector(
-        neck=level_neck(task, sizes, offset=-0.5),
-        detr=Detr(encoder=deformable_encoder(sizes.encoder(), sizes.points(task)), queries=queries, decoder=decoder),
+        neck=level_neck(task, sizes, positions or Positions(offset=-0.5)),
+        detr=Detr(
+            encoder=deformable_encoder(sizes.encoder(), sizes.points_of_encoder(task)), queries=queries, decoder=decoder
+        ),
         criterion=focal_criterion(class_weight=2.0),
     )
 
 
 def dab_detr(
-    task: Task, sizes: Sizes | None = None, *, num_patterns: int = 0, denoising: Denoising | None = None
+    task: Task,
+    sizes: Sizes | None = None,
+    *,
+    num_patterns: int = 0,
+    denoising: Denoising | None = None,
+    activation: str = "prelu",
+    positions: Positions | None = None,
 ) -> Detector:
     """DAB-DETR (Liu et al., 2022, arXiv 2201.12329); with `denoising` DN-DETR (Li et al., 2022, arXiv 2203.01305)."""
     sizes = sizes or Sizes()
     guide = AnchorGuide(task.num_dims, sizes.width)
     init_transformer(guide)
     decoder = Decoder(
-        layers=conditional_layers(sizes.decoder(activation=nn.PReLU)),
+        layers=conditional_layers(sizes.decoder(activation=ACTIVATIONS[activation])),
         guide=guide,
         heads=[focal_head(task, sizes)],
         norm=nn.LayerNorm(sizes.width),
         parametrization=CenterSize(1e-3),
         refinement="look_forward_twice",
     )
-    queries = AnchorQueries(
-        sizes.num_queries,
-        sizes.width,
-        2 * task.num_dims,
-        content="patterns" if num_patterns else "empty",
-        num_patterns=num_patterns,
-    )
-    encoder = dense_encoder(sizes.encoder(activation=nn.PReLU), scales_positions=True)
+    queries = AnchorQueries(sizes.num_queries, sizes.width, 2 * task.num_dims, num_patterns=num_patterns)
+    encoder = dense_encoder(sizes.encoder(activation=ACTIVATIONS[activation]), scales_positions=True)
     return Detector(
-        neck=plain_neck(task, sizes, temperature=20.0),
+        neck=plain_neck(task, sizes, positions or Positions(temperature=20.0)),
         detr=Detr(encoder=encoder, queries=queries, decoder=decoder, denoising=denoising),
         criterion=focal_criterion(class_weight=1.0, eps=1e-6),
     )
 
 
 def dab_deformable_detr(
-    task: Task, sizes: Sizes | None = None, *, num_patterns: int = 0, denoising: Denoising | None = None
+    task: Task,
+    sizes: Sizes | None = None,
+    *,
+    num_patterns: int = 0,
+    denoising: Denoising | None = None,
+    refinement: Refinement = "detached",
+    positions: Positions | None = None,
 ) -> Detector:
     """DAB-Deformable-DETR, of the DAB-DETR repository; with `denoising` DN-Deformable-DETR, of DN-DETR's."""
     sizes = sizes or Sizes()
@@ -240,7 +210,7 @@ def dab_deformable_detr(
         heads=heads,
         norm=None,
         parametrization=CenterSize(1e-3),
-        refinement="detached",
+        refinement=refinement,
     )
     queries = AnchorQueries(
         sizes.num_queries,
@@ -251,9 +221,9 @@ def dab_deformable_detr(
         num_patterns=num_patterns,
     )
     return Detector(
-        neck=level_neck(task, sizes, offset=-0.5),
+        neck=level_neck(task, sizes, positions or Positions(offset=-0.5)),
         detr=Detr(
-            encoder=deformable_encoder(sizes.encoder(), sizes.points(task)),
+            encoder=deformable_encoder(sizes.encoder(), sizes.points_of_encoder(task)),
             queries=queries,
             decoder=decoder,
             denoising=denoising,
@@ -276,22 +246,82 @@ def dn_deformable_detr(task: Task, sizes: Sizes | None = None, *, groups: int = 
     return dab_deformable_detr(task, sizes, denoising=Denoising(task.num_classes, sizes.width, groups=groups))
 
 
+def dn_dino(
+    task: Task,
+    sizes: Sizes | None = None,
+    *,
+    refinement: Refinement = "look_forward_twice",
+    denoising: Denoising | None = None,
+    positions: Positions | None = None,
+    proposal_weight: float = 1.0,
+) -> Detector:
+    """DN-DETR's DINO-like variant, of the DN-DETR repository: DN-Deformable-DETR with the encoder's proposals.
+
+    Args:
+        refinement: whether the loss reaches back through the references.
+        denoising: None: five paired groups.
+        proposal_weight: of the proposals' losses.
+    """
+    sizes = sizes or Sizes()
+    if denoising is None:
+        denoising = PairedDenoising(task.num_classes, sizes.width, unknown=False)
+    guide = AnchorGuide(task.num_dims, sizes.width, modulated=False, conditional=False, scales_positions=True)
+    init_transformer(guide)
+    heads = cloned(focal_head(task, sizes), sizes.decoder_layers + 1)
+    decoder = Decoder(
+        layers=deformable_layers(sizes.decoder(), sizes.points(task)),
+        guide=guide,
+        heads=heads[:-1],
+        norm=None,
+        parametrization=CenterSize(1e-3),
+        refinement=refinement,
+    )
+    queries = ProposedQueries(
+        sizes.num_queries,
+        sizes.width,
+        task.num_dims,
+        head=ProposalHead(sizes.width, classes=heads[-1].classes, boxes=heads[-1].boxes),
+        ranking=by_first_class,
+        judged="all",
+        weight=proposal_weight,
+    )
+    return Detector(
+        neck=level_neck(task, sizes, positions or Positions(offset=-0.5)),
+        detr=Detr(
+            encoder=deformable_encoder(sizes.encoder(), sizes.points_of_encoder(task)),
+            queries=queries,
+            decoder=decoder,
+            denoising=denoising,
+        ),
+        criterion=focal_criterion(class_weight=1.0, eps=1e-6),
+    )
+
+
 def dino(
     task: Task,
     sizes: Sizes | None = None,
     *,
     two_stage: bool = True,
-    shared_heads: bool = True,
+    learned_content: bool = True,
+    shared_classes: bool = True,
+    shared_boxes: bool = True,
     refinement: Refinement = "look_forward_twice",
     denoising: Denoising | None = None,
+    activation: str = "relu",
+    positions: Positions | None = None,
+    proposal_weight: float = 1.0,
 ) -> Detector:
     """DINO (Zhang et al., 2023, arXiv 2203.03605).
 
     Args:
         two_stage: anchors are the encoder's best proposals; else they are learned.
-        shared_heads: one head for all layers; else one a layer.
+        learned_content: of proposed queries; else it is the proposing tokens.
+        shared_classes: one classifier for all layers; else one a layer.
+        shared_boxes: one box head for all layers; else one a layer.
         refinement: whether the loss reaches back through the references.
         denoising: None: contrastive groups of about a hundred positive queries.
+        activation: between the two layers of a feed-forward network.
+        proposal_weight: of the proposals' losses.
     """
     sizes = sizes or Sizes(num_queries=900)
     if denoising is None:
@@ -306,16 +336,25 @@ def dino(
         )
     guide = AnchorGuide(task.num_dims, sizes.width, modulated=False, conditional=False)
     init_transformer(guide)
-    heads = cloned(focal_head(task, sizes), 1 if shared_heads else sizes.decoder_layers)
+    count = 1 if shared_classes and shared_boxes else sizes.decoder_layers
+    heads = cloned(focal_head(task, sizes), count, shared_classes=shared_classes, shared_boxes=shared_boxes)
     queries: nn.Module
     if two_stage:
         own = copy.deepcopy(heads[0])
         head = ProposalHead(sizes.width, classes=own.classes, boxes=own.boxes)
-        queries = ProposedQueries(sizes.num_queries, sizes.width, task.num_dims, head=head, ranking=by_best_class)
+        queries = ProposedQueries(
+            sizes.num_queries,
+            sizes.width,
+            task.num_dims,
+            head=head,
+            ranking=by_best_class,
+            selection="mixed" if learned_content else "features",
+            weight=proposal_weight,
+        )
     else:
         queries = AnchorQueries(sizes.num_queries, sizes.width, 2 * task.num_dims, content="learned")
     decoder = Decoder(
-        layers=deformable_layers(sizes.decoder(), sizes.points(task)),
+        layers=deformable_layers(sizes.decoder(activation=ACTIVATIONS[activation]), sizes.points(task)),
         guide=guide,
         heads=heads,
         norm=nn.LayerNorm(sizes.width),
@@ -323,82 +362,14 @@ def dino(
         refinement=refinement,
     )
     return Detector(
-        neck=level_neck(task, sizes, temperature=20.0),
+        neck=level_neck(task, sizes, positions or Positions(temperature=20.0)),
         detr=Detr(
-            encoder=deformable_encoder(sizes.encoder(), sizes.points(task)),
+            encoder=deformable_encoder(
+                sizes.encoder(activation=ACTIVATIONS[activation]), sizes.points_of_encoder(task)
+            ),
             queries=queries,
             decoder=decoder,
             denoising=denoising,
         ),
         criterion=focal_criterion(class_weight=1.0, eps=1e-6),
-    )
-
-
-def plain_neck(task: Task, sizes: Sizes, *, temperature: float = 10000.0) -> Neck:
-    """One level, projected without a norm."""
-    return Neck(
-        task.num_dims,
-        task.channels[-1:],
-        sizes.width,
-        group_norm=0,
-        level_embedding=False,
-        temperature=temperature,
-    )
-
-
-def level_neck(task: Task, sizes: Sizes, *, temperature: float = 10000.0, offset: float = 0.0) -> Neck:
-    """Several levels, each projected and normed."""
-    return Neck(
-        task.num_dims,
-        task.channels[-sizes.num_levels :],
-        sizes.width,
-        num_levels=sizes.num_levels,
-        group_norm=sizes.group_norm,
-        temperature=temperature,
-        offset=offset,
-    )
-
-
-def box_head(task: Task, sizes: Sizes) -> MLP:
-    return MLP(sizes.width, sizes.width, sizes.width, 2 * task.num_dims)
-
-
-def focal_head(task: Task, sizes: Sizes, *, wide: float = 0.0) -> Head:
-    """Sigmoid classes that start rare, and boxes that start at their reference, with sizes at logit `wide`."""
-    classes, boxes = nn.Linear(sizes.width, task.num_classes), box_head(task, sizes)
-    prior_bias(classes)
-    zero_last_layer(boxes)
-    nn.init.constant_(boxes.layers[-1].bias[task.num_dims :], wide)  # type: ignore[index, arg-type]
-    return Head(classes, boxes)
-
-
-def cloned(head: Head, count: int) -> list[Head]:
-    return [copy.deepcopy(head) for _ in range(count)]
-
-
-def unbias_sizes(head: Head, task: Task) -> None:
-    """Deformable DETR's first layer starts from small boxes; the ones after it start from its boxes."""
-    assert isinstance(head.boxes, MLP)
-    nn.init.zeros_(head.boxes.layers[-1].bias[task.num_dims :])  # type: ignore[index, arg-type]
-
-
-def softmax_criterion() -> Criterion:
-    """DETR's: softmax with "no object", cost and loss weights 1 / 5 / 2."""
-    return _criterion(softmax_class_cost, partial(cross_entropy, background_weight=0.1), 1.0, 1.0, 0.0)
-
-
-def focal_criterion(*, class_weight: float, eps: float = 0.0) -> Criterion:
-    """Everyone else's: focal loss, matching cost 2 / 5 / 2, loss weights `class_weight` / 5 / 2."""
-    return _criterion(focal_class_cost, focal, 2.0, class_weight, eps)
-
-
-def _criterion(cost, term, cost_weight: float, class_weight: float, eps: float) -> Criterion:  # type: ignore[no-untyped-def]
-    matcher = HungarianMatcher(
-        {"class": cost, "l1": l1_cost, "giou": partial(giou_cost, eps=eps)},
-        {"class": cost_weight, "l1": 5.0, "giou": 2.0},
-    )
-    return Criterion(
-        matcher=matcher,
-        terms={"class": term, "l1": l1, "giou": partial(giou_loss, eps=eps)},
-        weights={"class": class_weight, "l1": 5.0, "giou": 2.0},
     )
