@@ -9,11 +9,12 @@ import timm
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from detection.swin import take_any_size
 from momentdetr.errors import BadInput
 
 # How families of timm that were trained at one image size are told to take any.
 _ANY_SIZE: tuple[tuple[set[str], dict[str, Any]], ...] = (
-    ({"swin_transformer"}, {"strict_img_size": False}),
+    ({"swin_transformer"}, {"strict_img_size": False, "always_partition": True}),
     ({"vision_transformer", "eva", "beit", "deit"}, {"dynamic_img_size": True}),
 )
 
@@ -102,6 +103,7 @@ def timm_backbone(
         raise BadInput(f"no backbone {name!r} with feature maps {maps}: {error}") from error
     if frozen_norm or (frozen_norm is None and any(isinstance(m, nn.BatchNorm2d) for m in body.modules())):
         body = freeze_batch_norm_2d(body)
+    take_any_size(body)
     freeze_stages(body, frozen_stages)
     channels, strides = body.feature_info.channels(), body.feature_info.reduction()
     if len(strides) > 1 and len(set(strides)) == 1:

@@ -280,7 +280,8 @@ class PairedDenoising(Denoising):
         return Rows(sample, group * longest + place, target, near, named, longest, groups)
 
     def _flip(self, labels: Tensor, rows: Rows, draws: Draws) -> Tensor:
-        return super()._flip(labels, rows, draws).masked_fill(~rows.near, self.num_classes)
+        flipped = super()._flip(labels.masked_fill(~rows.named, self.num_classes), rows, draws)
+        return flipped.masked_fill(~rows.near, self.num_classes)
 
     def judge(self, name: str, said: Predictions, rows: Rows, targets: Targets) -> tuple[Supervision, ...]:
         flat, true = _flat(said, rows, targets)
