@@ -77,12 +77,16 @@ def attend_points(value: Tensor, level_shapes: Sequence[Sequence[int]], location
 
 
 def directions(num_heads: int, num_dims: int) -> Tensor:
-    """Where each head's points start to look: the directions of a cell's neighbours, in turn -> (H, D).
+    """Where each head's points start to look: the directions of a cell's neighbours, spread evenly -> (H, D).
 
-    For eight heads and D = 2 they are the paper's ring of eight; for D = 1 heads look ahead and behind in turn.
+    For D = 2 they are the paper's: around the circle, from the first axis towards the second. For D = 1 heads look
+    ahead and behind in turn; for more axes the plane of the first two comes first.
     """
-    ring = [step for step in itertools.product((1, 0, -1), repeat=num_dims) if any(step)]
-    return torch.tensor([ring[head % len(ring)] for head in range(num_heads)], dtype=torch.float32)
+    steps = [step for step in itertools.product((0, 1, -1), repeat=num_dims) if any(step)]
+    ring = sorted(steps, key=lambda step: (*map(abs, step[2:]), math.atan2(sum(step[1:2]), step[0]) % (2 * math.pi)))
+    spread = max(num_heads, len(ring))  # more heads than neighbours go round again
+    chosen = [ring[head * spread // num_heads % len(ring)] for head in range(num_heads)]
+    return torch.tensor(chosen, dtype=torch.float32)
 
 
 class DeformableAttention(nn.Module):
@@ -136,21 +140,25 @@ class DeformableAttention(nn.Module):
         split = (self.num_heads, self.num_levels, self.num_points)
         weights = self.weights(queries).unflatten(-1, (self.num_heads, -1)).softmax(-1).unflatten(-1, split[1:])
         offsets = self.offsets(queries).unflatten(-1, (*split, self.num_dims))
-        locations = self.locations(offsets, references, memory)
+        locations = self.locations(offsets, self.on_levels(references, memory), memory)
         mixed = attend_points(value.unflatten(-1, (self.num_heads, -1)), memory.level_shapes, locations, weights)
         return self.out(mixed)
 
-    def locations(self, offsets: Tensor, references: Tensor, memory: Memory) -> Tensor:
-        """Offsets (B, Q, H, L, P, D) around references to fractions of each level, float32."""
-        references, offsets = at_least_float32(references), at_least_float32(offsets)
+    def on_levels(self, references: Tensor, memory: Memory) -> Tensor:
+        """References (B, Q, A), fractions of the valid part, to fractions of each level (B, Q, L, A), float32."""
+        references = at_least_float32(references)
         if memory.valid_ratios is None:
             ratios = references.new_ones(len(references), self.num_levels, self.num_dims)
         else:
             ratios = memory.valid_ratios.to(references.dtype)
         repeats = references.shape[-1] // self.num_dims
-        scaled = references[:, :, None] * ratios.repeat(1, 1, repeats)[:, None]  # (B, Q, L, A)
-        centers, sizes = scaled[..., : self.num_dims], scaled[..., self.num_dims :]
-        if repeats == 2:
+        return references[:, :, None] * ratios.repeat(1, 1, repeats)[:, None]
+
+    def locations(self, offsets: Tensor, references: Tensor, memory: Memory) -> Tensor:
+        """Offsets (B, Q, H, L, P, D) around references (B, Q, L, A), to fractions of each level, float32."""
+        offsets = at_least_float32(offsets)
+        centers, sizes = references[..., : self.num_dims], references[..., self.num_dims :]
+        if sizes.shape[-1]:
             reach = offsets / self.num_points * sizes[:, :, None, :, None] * 0.5
         else:
             shapes = [tuple(reversed(shape)) for shape in memory.level_shapes]
