@@ -19,6 +19,7 @@ from detection.official_systems import OFFICIAL, Official, Options, State, count
 from detection.presets import build
 from momentdetr.errors import BadCheckpoint
 from momentdetr.pickled import plain_options, read_checkpoint
+from momentdetr.strict import load_strictly
 
 
 @dataclass(frozen=True)
@@ -100,25 +101,6 @@ def convert_state(
 def _backbone_names(config: Mapping[str, Any], backbone: Backbone | None) -> Callable[[str], str]:
     maps = config["backbone"]["maps"] if backbone is None else range(4 - len(backbone.channels), 4)
     return lambda name: official_backbone_name(name, maps)
-
-
-def load_strictly(model: ImageDetector, state: State) -> None:
-    """Load a state dict of ours; every key, every shape, only finite numbers.
-
-    Raises:
-        BadCheckpoint: names the first misfit.
-    """
-    wanted = model.state_dict()
-    for name in [*sorted(set(wanted) - set(state)), *sorted(set(state) - set(wanted))]:
-        raise BadCheckpoint(f"the weights {'lack' if name in wanted else 'hold an unknown'} tensor {name!r}")
-    for name, tensor in state.items():
-        if tensor.shape != wanted[name].shape:
-            raise BadCheckpoint(
-                f"tensor {name!r} is {tuple(tensor.shape)}, the model expects {tuple(wanted[name].shape)}"
-            )
-        if not tensor.isfinite().all():
-            raise BadCheckpoint(f"tensor {name!r} holds NaN or infinity; the file is damaged or training diverged")
-    model.load_state_dict(dict(state), strict=True)
 
 
 def _without_masks(state: State) -> tuple[State, list[str]]:

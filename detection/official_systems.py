@@ -209,9 +209,7 @@ OFFICIAL: dict[str, Official] = {
         eps=1e-6,
         offset=-0.5,
     ),
-    "dn_dino": Official(
-        _dn_dino_layout, options=_dn_dino, denoising=_paired, eps=1e-6, offset=-0.5, top="num_results"
-    ),
+    "dn_dino": Official(_dn_dino_layout, options=_dn_dino, denoising=_paired, eps=1e-6, offset=-0.5, top="num_results"),
     "dino": Official(
         lambda state: Layout("deformable", "deformable", True, _PROPOSALS, heads=True),
         options=_dino,

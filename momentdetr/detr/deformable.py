@@ -140,7 +140,7 @@ class DeformableAttention(nn.Module):
         split = (self.num_heads, self.num_levels, self.num_points)
         weights = self.weights(queries).unflatten(-1, (self.num_heads, -1)).softmax(-1).unflatten(-1, split[1:])
         offsets = self.offsets(queries).unflatten(-1, (*split, self.num_dims))
-        locations = self.locations(offsets, self.on_levels(references, memory), memory)
+        locations = self.locations(offsets, references, memory)
         mixed = attend_points(value.unflatten(-1, (self.num_heads, -1)), memory.level_shapes, locations, weights)
         return self.out(mixed)
 
@@ -155,9 +155,9 @@ class DeformableAttention(nn.Module):
         return references[:, :, None] * ratios.repeat(1, 1, repeats)[:, None]
 
     def locations(self, offsets: Tensor, references: Tensor, memory: Memory) -> Tensor:
-        """Offsets (B, Q, H, L, P, D) around references (B, Q, L, A), to fractions of each level, float32."""
-        offsets = at_least_float32(offsets)
-        centers, sizes = references[..., : self.num_dims], references[..., self.num_dims :]
+        """Offsets (B, Q, H, L, P, D) around references (B, Q, A) to fractions of each level, float32."""
+        offsets, scaled = at_least_float32(offsets), self.on_levels(references, memory)
+        centers, sizes = scaled[..., : self.num_dims], scaled[..., self.num_dims :]
         if sizes.shape[-1]:
             reach = offsets / self.num_points * sizes[:, :, None, :, None] * 0.5
         else:
