@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from detection import hf
 from detection.backbone import Backbone
 from detection.backbone_names import describe_backbone, official_backbone_name
 from detection.labels import class_names
@@ -49,23 +50,35 @@ class Conversion:
         return model.eval()
 
 
-def convert(path: str | Path, system: str | None = None) -> Conversion:
-    """Convert an official checkpoint file.
+def convert(path: str | Path, *, system: str | None = None, options: Options | None = None) -> Conversion:
+    """Convert a checkpoint.
 
     Args:
-        path: a `.pth` of one of the official repositories.
+        path: a `.pth` of one of the official repositories, or a folder of transformers.
         system: name of the system, where the tensors' names do not tell it.
+        options: official options that the file does not hold, or that count more than those that it holds.
 
     Raises:
         BadCheckpoint: not readable, not of a known system, or not completely understood.
     """
     path = Path(path)
+    if path.is_dir():
+        return _convert_folder(path, system, options or {})
     content = read_checkpoint(path)
     state = next((content[key] for key in ("model", "state_dict") if key in content), content)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BadCheckpoint(f"{path} has no state dict under 'model'; its keys are {sorted(map(str, content))[:8]}")
-    converted = convert_state(state, plain_options(content), system=system)
+    converted = convert_state(state, {**plain_options(content), **(options or {})}, system=system)
     return replace(converted, about={"source": path.name, **converted.about})
+
+
+def _convert_folder(folder: Path, system: str | None, options: Options) -> Conversion:
+    """A folder of transformers."""
+    state, config = hf.read_folder(folder)
+    system = system or hf.SYSTEMS.get(config.get("model_type", ""))
+    converted = convert_state(hf.to_official(state), {**hf.options_of(config), **options}, system=system)
+    labels = hf.labels_of(config, converted.config["num_classes"])
+    return replace(converted, labels=labels, about={"source": folder.name, **converted.about, "layout": "transformers"})
 
 
 def convert_state(

@@ -224,13 +224,11 @@ class Denoising(nn.Module):
     def split(self, output: Output, group: Group, targets: Targets) -> Output:
         """Take the groups' predictions out of an output, and add their supervisions."""
         total = group.rows.total
-        names = [*map(str, range(len(output.layers) - 1)), ""]
+        names = ["denoising", *(f"denoising_{index}" for index in range(len(output.layers) - 1))]
         supervisions = [
-            supervision
-            for name, said in zip(names, output.layers, strict=True)
-            for supervision in self.judge(
-                "denoising" + (f"_{name}" if name else ""), _part(said, slice(0, total)), group.rows, targets
-            )
+            replace(supervision, auxiliary=name != "denoising")
+            for name, said in zip(names, (output.last, *output.layers[:-1]), strict=True)
+            for supervision in self.judge(name, _part(said, slice(0, total)), group.rows, targets)
         ]
         return Output(
             layers=tuple(_part(said, slice(total, None)) for said in output.layers),

@@ -110,6 +110,7 @@ class Supervision:
         targets: what is true of these predictions; None: the batch's targets.
         count: scalar that the terms are divided by; None: the number of the batch's targets.
         class_agnostic: whether every target counts as class 0 (Deformable DETR's proposals).
+        auxiliary: whether it is of an earlier layer, which a criterion may leave out.
         only: names of the loss terms that judge it; None: all of the criterion's.
     """
 
@@ -120,6 +121,7 @@ class Supervision:
     targets: Targets | None = None
     count: Tensor | None = None
     class_agnostic: bool = False
+    auxiliary: bool = False
     only: tuple[str, ...] | None = None
 
 
