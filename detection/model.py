@@ -55,9 +55,16 @@ class ImageDetector(nn.Module):
         self.scores, self.top = scores, top
 
     def forward(
-        self, images: Tensor, mask: Tensor, targets: Targets | None = None, *, draws: Draws | None = None
+        self,
+        images: Tensor,
+        mask: Tensor,
+        targets: Targets | None = None,
+        *,
+        draws: Draws | None = None,
+        proposals: Tensor | None = None,
     ) -> Output:
-        return self.detector(self.backbone(images), mask, targets, draws=draws)
+        """Detect; see `Detr` for noise and proposals."""
+        return self.detector(self.backbone(images), mask, targets, draws=draws, proposals=proposals)
 
     def loss(self, images: Tensor, mask: Tensor, targets: Targets, *, draws: Draws | None = None) -> Losses:
         return self.detector.criterion(self(images, mask, targets, draws=draws), targets)

@@ -63,7 +63,7 @@ def attend_points(value: Tensor, level_shapes: Sequence[Sequence[int]], location
     """
     batch, _, num_heads, size = value.shape
     num_queries, num_points = locations.shape[1], locations.shape[4]
-    start, total = 0, 0
+    start, total = 0, value.new_zeros(batch, num_heads, num_queries, size)
     for level, shape in enumerate(level_shapes):
         count = math.prod(shape)
         grid = value[:, start : start + count].transpose(1, 2).reshape(batch * num_heads, *shape, size)
@@ -72,7 +72,6 @@ def attend_points(value: Tensor, level_shapes: Sequence[Sequence[int]], location
         weight = weights[:, :, :, level].transpose(1, 2)[..., None]  # (B, H, Q, P, 1)
         total = total + (sampled * weight.to(sampled.dtype)).sum(3)  # (B, H, Q, E)
         start += count
-    assert isinstance(total, Tensor)
     return total.transpose(1, 2).flatten(2)
 
 

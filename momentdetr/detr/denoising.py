@@ -267,10 +267,10 @@ class PairedDenoising(Denoising):
             return None
         groups = self.num_groups(longest)
         parts = []
-        for sample, mask in enumerate(targets.mask):
-            target = mask.nonzero().flatten()
-            place = torch.arange(2 * len(target), device=mask.device)
-            parts.append((torch.full_like(place, sample), target.repeat(2), place, place < len(target)))
+        for index, mask in enumerate(targets.mask):
+            own = mask.nonzero().flatten()
+            order = torch.arange(2 * len(own), device=mask.device)
+            parts.append((torch.full_like(order, index), own.repeat(2), order, order < len(own)))
         sample, target, place, named = (torch.cat(columns) for columns in zip(*parts, strict=True))
         near = torch.arange(len(sample), device=sample.device) < len(sample) // 2
         group = torch.arange(groups, device=sample.device).repeat_interleave(len(sample))

@@ -42,6 +42,7 @@ class Detr(nn.Module):
         *,
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
+        proposals: Tensor | None = None,
     ) -> Output:
         """Detect.
 
@@ -49,9 +50,10 @@ class Detr(nn.Module):
             targets: what is true, for denoising while training; None: no groups are made.
             draws: the groups' noise, or None: fresh noise.
             generator: of fresh noise.
+            proposals: (B, Q) tokens to start from instead of the best ones, where queries are proposed.
         """
         memory = memory if self.encoder is None else self.encoder(memory)
-        queries = self.queries(memory)
+        queries = self.queries(memory) if proposals is None else self.queries(memory, proposals)
         if self.denoising is None:
             return self.decoder(queries, memory)
         queries = self.denoising.matching_content(queries)
@@ -85,9 +87,10 @@ class Detector(nn.Module):
         *,
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
+        proposals: Tensor | None = None,
     ) -> Output:
         """Feature maps (B, channels, *spatial), finest first, and the input's mask (B, *spatial), True where real."""
-        return self.detr(self.neck(features, mask), targets, draws=draws, generator=generator)
+        return self.detr(self.neck(features, mask), targets, draws=draws, generator=generator, proposals=proposals)
 
     def loss(
         self,

@@ -129,12 +129,12 @@ def deformable_detr(
     queries: nn.Module
     if two_stage:
         own = heads[-1]
-        head = ProposalHead(sizes.width, classes=own.classes, boxes=own.boxes)
+        proposals = ProposalHead(sizes.width, classes=own.classes, boxes=own.boxes)
         queries = ProposedQueries(
             sizes.num_queries,
             sizes.width,
             task.num_dims,
-            head=head,
+            head=proposals,
             ranking=by_first_class,
             selection="pure",
             judged="all",

@@ -172,6 +172,15 @@ def test_only_looking_forward_twice_reaches_the_layer_before(num_dims: int) -> N
     assert gradient_of_second_loss("dino, unshared", num_dims) > 0
 
 
+@pytest.mark.parametrize("row", ["deformable_detr, two-stage", "dn_dino", "dino"])
+def test_given_proposals_are_started_from(row: str, num_dims: int) -> None:
+    detector, (maps, mask) = build(row, num_dims).eval(), make_inputs(num_dims)
+    chosen = torch.arange(SIZES.num_queries).expand(2, -1)
+    with torch.no_grad():
+        one, other = (detector(maps, mask, proposals=tokens) for tokens in (chosen, chosen.flip(1)))
+    torch.testing.assert_close(one.references[0], other.references[0].flip(1))
+
+
 def test_two_stages_need_refinement() -> None:
     with pytest.raises(ValueError, match="refine=True"):
         systems.deformable_detr(Task(2, (5,), CLASSES), SIZES, two_stage=True)
