@@ -136,12 +136,13 @@ class ProposedQueries(nn.Module):
         """
         proposals = self.head(memory)
         if chosen is None:
-            chosen = self.ranking(proposals.logits).topk(self.num_queries, dim=1).indices
+            count = min(self.num_queries, proposals.logits.shape[1])  # small inputs have fewer tokens
+            chosen = self.ranking(proposals.logits).topk(count, dim=1).indices
         anchors = _take(proposals.anchors, chosen)
         supervision = self._supervision(proposals, chosen, anchors)
         anchors = anchors.detach()
         if self.content is not None:
-            content = self.content.to(memory.tokens.dtype).expand(len(anchors), -1, -1)
+            content = self.content[: anchors.shape[1]].to(memory.tokens.dtype).expand(len(anchors), -1, -1)
             return Queries(content, None, anchors, supervisions=(supervision,))
         if self.from_boxes is None:
             return Queries(_take(proposals.tokens, chosen).detach(), None, anchors, supervisions=(supervision,))
