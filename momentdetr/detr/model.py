@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from momentdetr.detr.decoder import Decoder
+from momentdetr.detr.dense_head import Shuffle
 from momentdetr.detr.denoising import Denoising, Draws, touch
+from momentdetr.detr.hybrid import HybridHeads
 from momentdetr.detr.losses import Criterion, Losses
 from momentdetr.detr.neck import Neck
 from momentdetr.detr.types import Memory, Output, Targets
@@ -22,6 +25,7 @@ class Detr(nn.Module):
         decoder: (Queries, Memory) -> Output.
         encoder: Memory -> Memory, or None where the memory comes encoded.
         denoising: groups to restore while training, or None.
+        hybrid: one-to-many heads that train the memory and lend the decoder their positives, or None.
     """
 
     def __init__(
@@ -31,9 +35,11 @@ class Detr(nn.Module):
         decoder: Decoder,
         encoder: nn.Module | None = None,
         denoising: Denoising | None = None,
+        hybrid: HybridHeads | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.queries, self.decoder, self.denoising = encoder, queries, decoder, denoising
+        self.hybrid = hybrid
 
     def forward(
         self,
@@ -42,15 +48,28 @@ class Detr(nn.Module):
         *,
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
+        shuffle: Shuffle | None = None,
     ) -> Output:
         """Detect.
 
         Args:
-            targets: what is true, for denoising while training; None: no groups are made.
+            targets: what is true, for denoising and one-to-many heads while training; None: neither.
             draws: the groups' noise, or None: fresh noise.
             generator: of fresh noise.
+            shuffle: how one-to-many heads choose at random; None: by the generator.
         """
         memory = memory if self.encoder is None else self.encoder(memory)
+        output = self._decode(memory, targets, draws, generator)
+        if self.hybrid is None or targets is None:
+            return output
+        supervisions, lent = self.hybrid(memory, targets, shuffle or _shuffle(generator))
+        passes = [one.judged(self.decoder(one.queries, memory)) for one in lent]
+        return replace(output, supervisions=sum(passes, (*output.supervisions, *supervisions)))
+
+    def _decode(
+        self, memory: Memory, targets: Targets | None, draws: Draws | None, generator: torch.Generator | None
+    ) -> Output:
+        """Matching queries, and denoising groups where there are targets."""
         queries = self.queries(memory)
         if self.denoising is None:
             return self.decoder(queries, memory)
@@ -62,6 +81,12 @@ class Detr(nn.Module):
             return touch([self.denoising], self.decoder(queries, memory))
         output = self.decoder(self.denoising.join(group, queries), memory)
         return self.denoising.split(output, group, targets)
+
+
+def _shuffle(generator: torch.Generator | None) -> Shuffle:
+    """Permutations drawn from a generator."""
+    device = "cpu" if generator is None else generator.device
+    return lambda count: torch.randperm(count, generator=generator, device=device)
 
 
 class Detector(nn.Module):
@@ -85,9 +110,10 @@ class Detector(nn.Module):
         *,
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
+        shuffle: Shuffle | None = None,
     ) -> Output:
         """Feature maps (B, channels, *spatial), finest first, and the input's mask (B, *spatial), True where real."""
-        return self.detr(self.neck(features, mask), targets, draws=draws, generator=generator)
+        return self.detr(self.neck(features, mask), targets, draws=draws, generator=generator, shuffle=shuffle)
 
     def loss(
         self,
@@ -97,6 +123,8 @@ class Detector(nn.Module):
         *,
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
+        shuffle: Shuffle | None = None,
     ) -> Losses:
-        """Detect with denoising, and judge."""
-        return self.criterion(self(features, mask, targets, draws=draws, generator=generator), targets)
+        """Detect with denoising and one-to-many heads, and judge."""
+        output = self(features, mask, targets, draws=draws, generator=generator, shuffle=shuffle)
+        return self.criterion(output, targets)

@@ -20,11 +20,14 @@ def nms(corners: Tensor, scores: Tensor, threshold: float, groups: Tensor | None
     Returns:
         (K,) indices of what is kept, best first.
     """
+    if groups is not None:
+        members = [(groups == group).nonzero().flatten() for group in groups.unique()]
+        kept = [rows[nms(corners[rows], scores[rows], threshold)] for rows in members]
+        index = torch.cat(kept) if kept else groups
+        return index[scores[index].argsort(descending=True, stable=True)]
     order = scores.argsort(descending=True, stable=True)
     corners = corners[order]
     above = iou(corners[:, None], corners[None])[0] > threshold
-    if groups is not None:
-        above &= groups[order][:, None] == groups[order][None]
     # The greedy pass is sequential by nature; a row of bits at a time on the host.
     rows = above.triu(1).cpu()
     dropped = torch.zeros(len(order), dtype=torch.bool)

@@ -40,7 +40,9 @@ def pool_region(features: Tensor, corners: Tensor, counts: tuple[int, ...], bins
     return values
 
 
-def pool(pyramid: Pyramid, corners: Tensor, owner: Tensor, *, bins: int = 7, samples: int = 0, reach: float = 14) -> Tensor:
+def pool(
+    pyramid: Pyramid, corners: Tensor, owner: Tensor, *, bins: int = 7, samples: int = 0, reach: float = 14
+) -> Tensor:
     """Pool each region from the level that suits its size.
 
     Args:

@@ -101,6 +101,8 @@ class ProposedQueries(nn.Module):
         head: tokens -> proposals.
         ranking: how proposals are ranked.
         selection: "mixed" or "pure".
+        positions: whether "mixed" queries have positions made from the proposed boxes as "pure" ones have
+            (Co-Deformable-DETR), or leave them to the decoder (DINO); None: "pure" only.
         judged: "all" tokens against class-agnostic targets (Deformable DETR), or the "chosen" ones against real
             targets (DINO).
     """
@@ -114,14 +116,16 @@ class ProposedQueries(nn.Module):
         head: ProposalHead,
         ranking: Ranking = by_best_class,
         selection: Literal["mixed", "pure"] = "mixed",
+        positions: bool | None = None,
         judged: Literal["all", "chosen"] = "chosen",
     ) -> None:
         super().__init__()
         self.num_queries, self.head, self.ranking, self.judged = num_queries, head, ranking, judged
         self.features = width // num_dims
         self.content = nn.Parameter(torch.randn(num_queries, width)) if selection == "mixed" else None
-        self.from_boxes = nn.Linear(2 * width, 2 * width) if selection == "pure" else None
-        self.norm_boxes = nn.LayerNorm(2 * width) if selection == "pure" else None
+        positions = selection == "pure" if positions is None else positions
+        self.from_boxes = nn.Linear(2 * width, 2 * width) if positions else None
+        self.norm_boxes = nn.LayerNorm(2 * width) if positions else None
 
     def forward(self, memory: Memory, chosen: Tensor | None = None) -> Queries:
         """Queries from a memory.
@@ -136,13 +140,13 @@ class ProposedQueries(nn.Module):
         anchors = _take(proposals.anchors, chosen)
         supervision = self._supervision(proposals, chosen, anchors)
         anchors = anchors.detach()
+        positions = content = None
+        if self.from_boxes is not None and self.norm_boxes is not None:
+            encoded = box_features(anchors.sigmoid(), self.features).flatten(-2).to(memory.tokens.dtype)
+            positions, content = self.norm_boxes(self.from_boxes(encoded)).chunk(2, -1)
         if self.content is not None:
             content = self.content.to(memory.tokens.dtype).expand(len(anchors), -1, -1)
-            return Queries(content, None, anchors, supervisions=(supervision,))
-        assert self.from_boxes is not None
-        assert self.norm_boxes is not None
-        encoded = box_features(anchors.sigmoid(), self.features).flatten(-2).to(memory.tokens.dtype)
-        positions, content = self.norm_boxes(self.from_boxes(encoded)).chunk(2, -1)
+        assert content is not None
         return Queries(content, positions, anchors, supervisions=(supervision,))
 
     def _supervision(self, proposals: Proposals, chosen: Tensor, anchors: Tensor) -> Supervision:

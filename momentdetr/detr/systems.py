@@ -9,6 +9,8 @@
 | DAB-Deformable-DETR | deformable | learned | anchors | deformable | detached |
 | DN-DETR, DN-Deformable-DETR | as DAB | label embedding | as DAB, and noised targets | as DAB | as DAB |
 | DINO | deformable | learned, by rank | proposals, and contrastive groups | deformable | look forward twice |
+| Co-Deformable-DETR | deformable | learned, and positives of heads | proposals | deformable | look forward twice |
+| Co-DINO | deformable | as DINO, and positives of heads | as DINO | deformable | look forward twice |
 
 All of them run for any number of dimensions.
 """
@@ -16,6 +18,7 @@ All of them run for any number of dimensions.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,7 +26,9 @@ from torch import nn
 
 from momentdetr.detr.assignment import HungarianMatcher, focal_class_cost, giou_cost, l1_cost, softmax_class_cost
 from momentdetr.detr.decoder import AnchorGuide, Decoder, FixedGuide, Head, Refinement
+from momentdetr.detr.dense_head import AtssHead, RegionProposals
 from momentdetr.detr.denoising import Denoising
+from momentdetr.detr.hybrid import HybridHeads, PositiveQueries
 from momentdetr.detr.initialization import init_transformer, prior_bias, zero_last_layer
 from momentdetr.detr.layers import (
     Points,
@@ -34,13 +39,14 @@ from momentdetr.detr.layers import (
     dense_encoder,
     dense_layers,
 )
-from momentdetr.detr.losses import Criterion, cross_entropy, focal, giou_loss, l1
+from momentdetr.detr.losses import Criterion, cross_entropy, focal, giou_loss, l1, quality_focal
 from momentdetr.detr.mlp import MLP
 from momentdetr.detr.model import Detector, Detr
 from momentdetr.detr.neck import Neck
 from momentdetr.detr.parametrization import CenterSize
 from momentdetr.detr.proposals import ProposalHead, ProposedQueries, by_best_class, by_first_class
 from momentdetr.detr.queries import AnchorQueries, LearnedQueries, PointQueries
+from momentdetr.detr.roi_head import FasterRcnn, RegionHead
 
 
 @dataclass(frozen=True)
@@ -284,6 +290,7 @@ def dino(
     shared_heads: bool = True,
     refinement: Refinement = "look_forward_twice",
     denoising: Denoising | None = None,
+    hybrid: HybridHeads | None = None,
 ) -> Detector:
     """DINO (Zhang et al., 2023, arXiv 2203.03605).
 
@@ -292,18 +299,11 @@ def dino(
         shared_heads: one head for all layers; else one a layer.
         refinement: whether the loss reaches back through the references.
         denoising: None: contrastive groups of about a hundred positive queries.
+        hybrid: one-to-many heads beside the decoder, see `co_dino`.
     """
     sizes = sizes or Sizes(num_queries=900)
     if denoising is None:
-        denoising = Denoising(
-            task.num_classes,
-            sizes.width,
-            groups=None,
-            contrastive=True,
-            label_noise=0.25,
-            box_noise=1.0,
-            indicator=False,
-        )
+        denoising = contrastive_denoising(task, sizes)
     guide = AnchorGuide(task.num_dims, sizes.width, modulated=False, conditional=False)
     init_transformer(guide)
     heads = cloned(focal_head(task, sizes), 1 if shared_heads else sizes.decoder_layers)
@@ -329,8 +329,128 @@ def dino(
             queries=queries,
             decoder=decoder,
             denoising=denoising,
+            hybrid=hybrid,
         ),
         criterion=focal_criterion(class_weight=1.0, eps=1e-6),
+    )
+
+
+def co_deformable_detr(
+    task: Task, sizes: Sizes | None = None, *, stride: float = 8, hybrid: HybridHeads | None = None
+) -> Detector:
+    """Co-Deformable-DETR (Zong et al., 2023, arXiv 2211.12860).
+
+    Args:
+        stride: input cells (pixels, clips) per cell of the finest map.
+        hybrid: one-to-many heads; None: the paper's.
+    """
+    sizes = sizes or Sizes()
+    heads = cloned(focal_head(task, sizes), sizes.decoder_layers + 1)
+    own = heads.pop()
+    queries = ProposedQueries(
+        sizes.num_queries,
+        sizes.width,
+        task.num_dims,
+        head=ProposalHead(sizes.width, classes=own.classes, boxes=own.boxes),
+        ranking=by_first_class,
+        positions=True,
+        judged="all",
+    )
+    decoder = Decoder(
+        layers=deformable_layers(sizes.decoder(), sizes.points(task)),
+        guide=FixedGuide(),
+        heads=heads,
+        norm=None,
+        parametrization=CenterSize(1e-5),
+        refinement="look_forward_twice",
+    )
+    if hybrid is None:
+        lending = [
+            PositiveQueries(sizes.width, task.num_dims, positions="fixed", features=True, place="scalar")
+            for _ in range(2)
+        ]
+        hybrid = hybrid_heads(task, sizes, lending, stride)
+    return Detector(
+        neck=level_neck(task, sizes, offset=-0.5, bias=False),
+        detr=Detr(
+            encoder=deformable_encoder(sizes.encoder(), sizes.points(task)),
+            queries=queries,
+            decoder=decoder,
+            hybrid=hybrid,
+        ),
+        criterion=focal_criterion(class_weight=2.0),
+    )
+
+
+def co_dino(
+    task: Task,
+    sizes: Sizes | None = None,
+    *,
+    stride: float = 4,
+    denoising: Denoising | None = None,
+    hybrid: HybridHeads | None = None,
+) -> Detector:
+    """Co-DINO (Zong et al., 2023, arXiv 2211.12860): DINO with five levels, quality focal loss and one-to-many heads.
+
+    Args:
+        stride: input cells (pixels, clips) per cell of the finest map.
+        denoising: None: contrastive groups of about a hundred positive queries.
+        hybrid: one-to-many heads; None: the paper's.
+    """
+    sizes = sizes or Sizes(num_queries=900, num_levels=5)
+    if denoising is None:
+        denoising = contrastive_denoising(task, sizes, label_rows=task.num_classes)
+    if hybrid is None:
+        lending = [PositiveQueries(sizes.width, task.num_dims, positions="anchors", features=False) for _ in range(2)]
+        hybrid = hybrid_heads(task, sizes, lending, stride)
+    detector = dino(task, sizes, shared_heads=False, denoising=denoising, hybrid=hybrid)
+    detector.neck = level_neck(task, sizes, temperature=20.0, bias=False)
+    detector.criterion = quality_criterion()
+    return detector
+
+
+def hybrid_heads(
+    task: Task,
+    sizes: Sizes,
+    lending: Sequence[PositiveQueries],
+    stride: float,
+    *,
+    hidden: int = 1024,
+    bins: int = 7,
+    regions: Mapping[str, int] | None = None,
+    rows: int = 512,
+) -> HybridHeads:
+    """Co-DETR's: Faster R-CNN and ATSS, on the memory and a coarser level.
+
+    Args:
+        lending: how each head's positives become queries.
+        stride: input cells per cell of the finest map.
+        hidden: size of the region head's layers.
+        bins: per axis of a pooled region.
+        regions: options of `RegionProposals`.
+        rows: regions of a sample to train on.
+    """
+    size = (task.num_dims, sizes.width)
+    first = FasterRcnn(
+        regions=RegionProposals(*size, **dict(regions or {})),
+        head=RegionHead(*size, task.num_classes, hidden=hidden, bins=bins),
+        rows=rows,
+    )
+    second = AtssHead(*size, task.num_classes, sizes.num_levels + 1, group_norm=sizes.group_norm)
+    return HybridHeads(*size, heads=[first, second], lending=lending, stride=stride, group_norm=sizes.group_norm)
+
+
+def contrastive_denoising(task: Task, sizes: Sizes, *, label_rows: int | None = None) -> Denoising:
+    """DINO's: groups of about a hundred positive queries, each with a negative one."""
+    return Denoising(
+        task.num_classes,
+        sizes.width,
+        groups=None,
+        contrastive=True,
+        label_noise=0.25,
+        box_noise=1.0,
+        indicator=False,
+        label_rows=label_rows,
     )
 
 
@@ -346,7 +466,9 @@ def plain_neck(task: Task, sizes: Sizes, *, temperature: float = 10000.0) -> Nec
     )
 
 
-def level_neck(task: Task, sizes: Sizes, *, temperature: float = 10000.0, offset: float = 0.0) -> Neck:
+def level_neck(
+    task: Task, sizes: Sizes, *, temperature: float = 10000.0, offset: float = 0.0, bias: bool = True
+) -> Neck:
     """Several levels, each projected and normed."""
     return Neck(
         task.num_dims,
@@ -356,6 +478,7 @@ def level_neck(task: Task, sizes: Sizes, *, temperature: float = 10000.0, offset
         group_norm=sizes.group_norm,
         temperature=temperature,
         offset=offset,
+        bias=bias,
     )
 
 
@@ -390,6 +513,11 @@ def softmax_criterion() -> Criterion:
 def focal_criterion(*, class_weight: float, eps: float = 0.0) -> Criterion:
     """Everyone else's: focal loss, matching cost 2 / 5 / 2, loss weights `class_weight` / 5 / 2."""
     return _criterion(focal_class_cost, focal, 2.0, class_weight, eps)
+
+
+def quality_criterion() -> Criterion:
+    """Co-DINO's: quality focal loss, matching cost 2 / 5 / 2, loss weights 1 / 5 / 2."""
+    return _criterion(focal_class_cost, quality_focal, 2.0, 1.0, 0.0)
 
 
 def _criterion(cost, term, cost_weight: float, class_weight: float, eps: float) -> Criterion:  # type: ignore[no-untyped-def]
