@@ -7,6 +7,7 @@ normalised here; the feature specification says what the model's loader does.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from torch import Tensor, nn
 
 from momentdetr.errors import WeightsUnavailable
 from momentdetr.features.clip_models import (
-    as_openai,
     build_clip,
     find_clip_model,
     openai_digests,
     preprocessing_of,
     tokenizer_of,
+    with_quick_gelu,
 )
 from momentdetr.features.clip_weights import load_clip_state, read_clip_state
 from momentdetr.features.digest import known_content_hash
@@ -57,7 +58,7 @@ class OpenClipEncoder(TowerEncoder):
             weights: .safetensors, or .pt read without running it; None for a folder that holds them.
             clip_length_s: seconds of video per frame.
             max_clips, max_words: what the model behind the features sees at once (see `FeatureSpec`).
-            tag: open_clip's name of the weights, for the few models whose preprocessing depends on it.
+            tag: open_clip's name of the weights ("openai"), for models whose preprocessing or activation depends on it.
 
         Raises:
             BadInput: unknown model, device or dtype, or a text tower without token states.
@@ -76,7 +77,13 @@ class OpenClipEncoder(TowerEncoder):
         state = read_clip_state(weights)
         digest = known_content_hash(weights)
         if state.openai or digest in openai_digests():
-            found = as_openai(found)
+            found = with_quick_gelu(found)
+        elif not found.quick_gelu and any("openai" in part for part in weights.resolve().parts[-4:]):
+            warnings.warn(
+                f"{weights}: if these are OpenAI's weights, {found.name} computes another activation than they were "
+                f"trained with; say {found.name}-quickgelu or tag='openai'",
+                stacklevel=2,
+            )
         tokenizer = tokenizer_of(found, weights)
         net = build_clip(found)
         load_clip_state(net, state.tensors, weights)

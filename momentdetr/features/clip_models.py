@@ -58,7 +58,7 @@ def find_clip_model(model: str | Path, tag: str | None = None) -> ClipModel:
 
     Args:
         model: a name such as "ViT-B-32-quickgelu", or a folder with open_clip_config.json and weights.
-        tag: one of open_clip's names of pretrained weights ("openai"), where preprocessing depends on it.
+        tag: one of open_clip's names of pretrained weights ("openai"): decides preprocessing and activation.
 
     Raises:
         BadInput: unknown name, or a name whose preprocessing cannot be known without a tag.
@@ -69,7 +69,8 @@ def find_clip_model(model: str | Path, tag: str | None = None) -> ClipModel:
     name = str(model)
     config = None if isinstance(model, Path) else open_clip.get_model_config(name) if ":" not in name else None
     if config is not None:
-        return ClipModel(name, config, _known_preprocessing(name, tag))
+        found = ClipModel(name, config, _known_preprocessing(name, tag))
+        return with_quick_gelu(found) if tag and _tag_has_quick_gelu(name, tag) else found
     folder = Path(name)
     if folder.is_dir():
         return _from_folder(folder)
@@ -80,13 +81,13 @@ def find_clip_model(model: str | Path, tag: str | None = None) -> ClipModel:
     )
 
 
-def as_openai(model: ClipModel) -> ClipModel:
-    """Return the model with the activation that OpenAI's weights need.
+def with_quick_gelu(model: ClipModel) -> ClipModel:
+    """Return the model with the activation that OpenAI's weights, and some others, were trained with.
 
     A plain `ViT-B-32` computes GELU; with OpenAI's weights its features would be wrong without any error.
 
     Raises:
-        BadCheckpoint: the model is a folder whose configuration contradicts its weights.
+        BadCheckpoint: the model is a folder whose configuration contradicts its weights, or has no such variant.
     """
     import open_clip
 
@@ -96,8 +97,8 @@ def as_openai(model: ClipModel) -> ClipModel:
     config = None if model.folder else open_clip.get_model_config(name)
     if config is None:
         raise BadCheckpoint(
-            f"{model.name}: the weights are OpenAI's, which need QuickGELU, and the configuration says plain GELU. "
-            'Set "quick_gelu": true in its model_cfg.'
+            f"{model.name}: the weights (OpenAI's, for instance) need QuickGELU, and the configuration says "
+            'plain GELU. Set "quick_gelu": true in its model_cfg.'
         )
     return replace(model, name=name, config=config)
 
@@ -181,6 +182,12 @@ def _known_preprocessing(name: str, tag: str | None) -> dict[str, Any]:
         )
     values = next(iter(kinds), tuple(getattr(default, key) for key in _PREPROCESSING_KEYS))
     return dict(zip(_PREPROCESSING_KEYS, values, strict=True))
+
+
+def _tag_has_quick_gelu(name: str, tag: str) -> bool:
+    from open_clip import pretrained
+
+    return bool(pretrained.get_pretrained_cfg(name, tag).get("quick_gelu", False))
 
 
 def _from_folder(folder: Path) -> ClipModel:

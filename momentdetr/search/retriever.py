@@ -41,7 +41,7 @@ class Predictor(Protocol):
 
 
 @dataclass(frozen=True)
-class _Answer:
+class WindowAnswer:
     """What the model says of one window and one query: scores (Q,), spans (Q, 2), saliency (T,), absent."""
 
     scores: NDArray[np.float64]
@@ -133,7 +133,7 @@ class Retriever:
                 f"{video.name}: its features hold NaN or infinity. Encode the video again without the cache."
             )
         windows = cut(len(video.features), self.spec.max_clips)
-        answers = self._answers(video, windows, queries, progress)
+        answers = self.answers(video, windows, queries, progress)
         found = tuple(_gather(query, video, windows, answers[i], top_k) for i, query in enumerate(queries))
         return SearchResult(
             video.name, video.duration_s, video.clip_length_s, found, video.path, self.name, video.complete
@@ -153,13 +153,20 @@ class Retriever:
         )
 
     @torch.inference_mode()
-    def _answers(
-        self, video: EncodedVideo, windows: Sequence[Window], queries: Sequence[str], progress: Progress | None
-    ) -> list[list[_Answer]]:
-        """Per query, one answer a window. Windows of all queries share batches of bounded size."""
+    def answers(
+        self,
+        video: EncodedVideo,
+        windows: Sequence[Window],
+        queries: Sequence[str],
+        progress: Progress | None = None,
+    ) -> list[list[WindowAnswer]]:
+        """What the model says before windows are put together: per query, one answer a window.
+
+        Windows of all queries share batches of bounded size.
+        """
         text = self.encoder.encode_text(queries)
         pairs = list(product(windows, range(len(queries))))
-        answers: list[list[_Answer]] = [[] for _ in queries]
+        answers: list[list[WindowAnswer]] = [[] for _ in queries]
         for done in range(0, len(pairs), BATCH_SIZE):
             chunk = pairs[done : done + BATCH_SIZE]
             batch = collate(
@@ -181,7 +188,7 @@ def _to_device(batch: VideoText, device: torch.device) -> VideoText:
     return replace(batch, **{field.name: getattr(batch, field.name).to(device) for field in fields(batch)})
 
 
-def _split(predictions: MomentPredictions, num_clips: Sequence[int]) -> list[_Answer]:
+def _split(predictions: MomentPredictions, num_clips: Sequence[int]) -> list[WindowAnswer]:
     """One answer a sample, without padding.
 
     Raises:
@@ -191,7 +198,7 @@ def _split(predictions: MomentPredictions, num_clips: Sequence[int]) -> list[_An
         _numpy(tensor) for tensor in (predictions.scores, predictions.spans, predictions.saliency, predictions.absent)
     )
     answers = [
-        _Answer(scores[i], spans[i], saliency[i, :length], float(absent[i])) for i, length in enumerate(num_clips)
+        WindowAnswer(scores[i], spans[i], saliency[i, :length], float(absent[i])) for i, length in enumerate(num_clips)
     ]
     for answer in answers:
         for name, value in vars(answer).items():
@@ -208,10 +215,10 @@ def _numpy(tensor: Tensor) -> NDArray[np.float64]:
 
 
 def _gather(
-    query: str, video: EncodedVideo, windows: Sequence[Window], answers: Sequence[_Answer], top_k: int
+    query: str, video: EncodedVideo, windows: Sequence[Window], answers: Sequence[WindowAnswer], top_k: int
 ) -> QueryResult:
     """One query's answer from all windows. It is absent from the video as far as from its likeliest window."""
-    views = [view for window, answer in zip(windows, answers, strict=True) for view in _views(window, answer)]
+    views = [view for window, answer in zip(windows, answers, strict=True) for view in views_of(window, answer)]
     moments = []
     for span in stitch(views):
         start_s = max(span.start * video.clip_length_s, 0.0)
@@ -222,7 +229,7 @@ def _gather(
     return QueryResult(query, tuple(moments[:top_k]), tuple(saliency.tolist()), min(a.absent for a in answers))
 
 
-def _views(window: Window, answer: _Answer) -> list[View]:
+def views_of(window: Window, answer: WindowAnswer) -> list[View]:
     """A window's spans in clips of the video. Reversed ones are put in order, those without length left out.
 
     A span may reach out of its window: beyond the video's own end it is clamped later, in seconds; beyond a cut border

@@ -232,6 +232,14 @@ def test_openai_weights_in_a_folder_that_says_plain_gelu(folder: Path, tmp_path:
         OpenClipEncoder.create(tmp_path, tmp_path / "openai.pt", clip_length_s=2.0)
 
 
+def test_a_file_called_openai_is_asked_about(folder: Path, tmp_path: Path) -> None:
+    """Nothing in a plain file says whose it is; its name may."""
+    plain = {**small_clip.SMALL, "quick_gelu": False}
+    named = small_clip.write_folder(tmp_path / "vit.openai", plain, load_file(folder / "open_clip_model.safetensors"))
+    with pytest.warns(UserWarning, match="tag='openai'"):
+        OpenClipEncoder.create(named, clip_length_s=2.0)
+
+
 @pytest.mark.parametrize(
     "change", [{"clip_length_s": 0.0}, {"device": "tpu9"}, {"dtype": "int8"}, {"batch_size": 0}], ids=str
 )

@@ -13,12 +13,12 @@ import small_clip
 from momentdetr.errors import BadCheckpoint, BadInput, WeightsUnavailable
 from momentdetr.features.clip_models import (
     ClipModel,
-    as_openai,
     build_clip,
     find_clip_model,
     openai_digests,
     preprocessing_of,
     tokenizer_of,
+    with_quick_gelu,
 )
 from momentdetr.features.tokens import BpeTokenizer
 
@@ -55,7 +55,7 @@ def test_preprocessing_follows_the_weights() -> None:
         find_clip_model("ViT-L-14", "nonsense")
 
 
-@pytest.mark.parametrize("name", ["ViT-B-33", "", "hf-hub:timm/vit_base", "local-dir:/tmp", "https://host/model"])
+@pytest.mark.parametrize("name", ["ViT-B-33", "", "hf-hub:timm/vit_base", "local-dir:models", "https://host/model"])
 def test_an_unknown_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises((BadInput, BadCheckpoint)) as caught:
@@ -100,15 +100,17 @@ def test_an_unreadable_folder(tmp_path: Path, text: str) -> None:
 
 
 def test_openai_weights_need_quick_gelu(tmp_path: Path) -> None:
-    changed = as_openai(find_clip_model("ViT-B-32"))
+    changed = with_quick_gelu(find_clip_model("ViT-B-32"))
     assert (changed.name, changed.quick_gelu) == ("ViT-B-32-quickgelu", True)
     for name in openai_digests().values():
-        assert as_openai(find_clip_model(name, "openai")).quick_gelu, name
+        assert find_clip_model(name, "openai").quick_gelu, name
+    assert find_clip_model("ViT-B-32", "metaclip_400m").name == "ViT-B-32-quickgelu"
+    assert not find_clip_model("ViT-B-32", "laion2b_s34b_b79k").quick_gelu
     right = find_clip_model("ViT-B-32-quickgelu")
-    assert as_openai(right) is right
+    assert with_quick_gelu(right) is right
     plain = small_clip.write_folder(tmp_path, {**small_clip.SMALL, "quick_gelu": False}, {})
     with pytest.raises(BadCheckpoint, match='Set "quick_gelu": true'):
-        as_openai(find_clip_model(plain))
+        with_quick_gelu(find_clip_model(plain))
 
 
 def test_the_published_digests_are_known() -> None:

@@ -27,8 +27,9 @@ def make_video(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, float
                 frame[:, : (128 * i) // num_frames] //= 2
                 yield frame
 
-        path = folder / name
+        path = folder / f"{duration_s}-{grey}" / name
         if not path.exists():
+            path.parent.mkdir()
             write_video(path, frames(), FPS)
         return path
 

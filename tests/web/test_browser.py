@@ -183,7 +183,7 @@ def test_what_a_visitor_writes_stays_text(visit: Callable[[], Any], video: Path,
     shutil.copy(video, strange)
     page = visit()
     page.set_input_files("#md-player input[type=file]", str(strange))
-    page.wait_for_selector("#md-player video")
+    page.wait_for_function("document.querySelector('#md-notice').innerText.includes('12.0 s')")
     query = '<img src=x onerror="alert(2)"> ${alert(3)} {{value}} from 1 to 2'
     _search(page, query)
     assert page.locator("#md-found .md-text").inner_text() == query
