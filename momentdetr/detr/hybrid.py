@@ -24,11 +24,19 @@ from momentdetr.detr.types import Assignment, Memory, Output, Queries, Supervisi
 
 @dataclass(frozen=True)
 class Lent:
-    """Queries of one head, for a decoder pass of their own, and what they answer for."""
+    """Queries of one head, for a decoder pass of their own.
+
+    Args:
+        name: of their supervisions.
+        queries: (B, Q, ...).
+        assignment: what they answer for.
+        rows: (B, Q), which of the head's candidates each is; their number for nothing at all.
+    """
 
     name: str
     queries: Queries
     assignment: Assignment
+    rows: Tensor
 
     def judged(self, output: Output) -> tuple[Supervision, ...]:
         """The pass's layers as supervisions, divided by the number of positives."""
@@ -118,7 +126,7 @@ class PositiveQueries(nn.Module):
         if self.from_features is not None and self.norm_features is not None:
             content = content + self.norm_features(self.from_features(features))
         queries = Queries(content, positions, references=references)
-        return Lent(f"queries_of_{name}", queries, Assignment(sample, slot, target[sample, slot]))
+        return Lent(f"queries_of_{name}", queries, Assignment(sample, slot, target[sample, slot]), rows)
 
 
 def _with_nothing(values: Tensor, rows: Tensor) -> Tensor:
