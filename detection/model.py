@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from detection.backbone import Backbone
 from momentdetr.detr.anchors import clip
+from momentdetr.detr.assignment_dense import Shuffle
 from momentdetr.detr.boxes import at_least_float32, to_corners
 from momentdetr.detr.denoising import Draws
-from momentdetr.detr.dense_head import Shuffle
 from momentdetr.detr.losses import Losses
 from momentdetr.detr.model import Detector
 from momentdetr.detr.nms import soft_nms

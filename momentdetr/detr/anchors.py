@@ -1,7 +1,7 @@
 """Anchors on the levels of a pyramid, and boxes coded relative to them, in any number of dimensions.
 
-Dense heads and RoI heads work on corners (..., 2D) in *input cells*: pixels of an image, clips of a video. One cell of a
-level is `stride` input cells wide.
+Dense heads and RoI heads work on corners (..., 2D) in *input cells*: pixels of an image, clips of a video. One cell of
+a level is `stride` input cells wide.
 """
 
 from __future__ import annotations

@@ -1,20 +1,40 @@
 """Assigners of dense heads: which target each prior (anchor, proposal) answers for; a target may have many.
 
 Both take one sample and return an index per prior, which keeps apart what must be refused (BACKGROUND) and what is not
-judged at all (IGNORED); `as_assignment` makes the family's `Assignment` of a batch of them.
+judged at all (IGNORED); `as_assignment` makes the family's `Assignment` of a batch of them. `sample_rows` picks some
+where there are too many to train on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from momentdetr.detr.boxes import iou, to_center_size
-from momentdetr.detr.types import Assignment
+from momentdetr.detr.boxes import at_least_float32, iou, to_center_size, to_corners
+from momentdetr.detr.types import Assignment, Targets
 
 BACKGROUND, IGNORED = -1, -2
+
+Shuffle = Callable[[int], Tensor]
+"""How heads choose at random: a number n -> a permutation of range(n)."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Boxes that a head trained on, for the decoder to borrow.
+
+    Args:
+        corners: (B, R, 2D) in input cells.
+        target: (B, R), the target that each answers for, or BACKGROUND.
+        features: (B, R, C).
+    """
+
+    corners: Tensor
+    target: Tensor
+    features: Tensor
 
 
 @torch.no_grad()
@@ -98,3 +118,23 @@ def as_assignment(indices: Sequence[Tensor]) -> Assignment:
     rows = [(index >= 0).nonzero().flatten() for index in indices]
     sample = torch.cat([torch.full_like(row, i) for i, row in enumerate(rows)])
     return Assignment(sample, torch.cat(rows), torch.cat([i[row] for i, row in zip(indices, rows, strict=True)]))
+
+
+def target_corners(targets: Targets, extents: Tensor, sample: int) -> tuple[Tensor, Tensor]:
+    """One sample's targets (M, 2D) as corners in input cells, and where they stand among the padded ones (M,)."""
+    place = targets.mask[sample].nonzero().flatten()
+    return to_corners(at_least_float32(targets.boxes[sample, place])) * extents[sample].repeat(2), place
+
+
+def choose(rows: Tensor, count: int, shuffle: Shuffle) -> Tensor:
+    """At most `count` of the rows (n,), at random, in order."""
+    if len(rows) <= count:
+        return rows
+    return rows[shuffle(len(rows)).to(rows.device)[:count]].sort().values
+
+
+def sample_rows(target: Tensor, number: int, share: float, shuffle: Shuffle) -> tuple[Tensor, Tensor]:
+    """Rows to train on: positives up to a share, the rest background (Ren et al., 2015); both in order."""
+    positive = choose((target >= 0).nonzero().flatten(), int(number * share), shuffle)
+    negative = choose((target == BACKGROUND).nonzero().flatten(), number - len(positive), shuffle)
+    return positive, negative

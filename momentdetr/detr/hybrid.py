@@ -1,7 +1,7 @@
 """Collaborative hybrid assignments (Co-DETR; Zong et al., 2023), in any number of dimensions.
 
-While training, one-to-many heads on the encoded memory give the encoder dense supervision, and lend the decoder what they
-found to be positive: customised queries, which need no matching, because each knows the target that it stands for.
+While training, one-to-many heads on the encoded memory give the encoder dense supervision, and lend the decoder what
+they found to be positive: customised queries, which need no matching, because each knows the target that it stands for.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from momentdetr.detr.anchors import Pyramid
+from momentdetr.detr.assignment_dense import Candidates, Shuffle
 from momentdetr.detr.boxes import inverse_sigmoid, to_center_size
-from momentdetr.detr.dense_head import Candidates, Shuffle
 from momentdetr.detr.losses import over_processes
 from momentdetr.detr.neck import CONVOLUTIONS
 from momentdetr.detr.positions import box_features
@@ -57,8 +57,8 @@ class PositiveQueries(nn.Module):
         positions: "fixed": made from the boxes, beside the content (Co-Deformable-DETR); "anchors": left to the decoder
             (Co-DINO).
         features: whether the content also holds what the head saw there.
-        place: what tells the heads apart, added to fixed positions: a "vector"; "scalar": one number, as in the official
-            code, whose authors keep a slip in a constructor call for the sake of their results; or "none".
+        place: what tells the heads apart, added to fixed positions: a "vector"; "scalar": one number, as in the
+            official code, whose authors keep a slip in a constructor call for the sake of their results; or "none".
         most: positives of a sample.
         least: queries, with padding.
     """

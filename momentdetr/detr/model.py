@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from momentdetr.detr.assignment_dense import Shuffle
 from momentdetr.detr.decoder import Decoder
-from momentdetr.detr.dense_head import Shuffle
 from momentdetr.detr.denoising import Denoising, Draws, touch
 from momentdetr.detr.hybrid import HybridHeads
 from momentdetr.detr.losses import Criterion, Losses

@@ -9,11 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from momentdetr.detr.anchors import DeltaCoder, Pyramid
-from momentdetr.detr.assignment_dense import BACKGROUND, max_iou
+from momentdetr.detr.assignment_dense import (
+    BACKGROUND,
+    Candidates,
+    Shuffle,
+    max_iou,
+    sample_rows,
+    target_corners,
+)
 from momentdetr.detr.boxes import to_center_size
-from momentdetr.detr.dense_head import Candidates, RegionProposals, Shuffle, sample_rows, target_corners
 from momentdetr.detr.losses import cross_entropy, giou_loss, judged_rows
 from momentdetr.detr.pooling import pool
+from momentdetr.detr.region_proposals import RegionProposals
 from momentdetr.detr.types import Predictions, Supervision, Targets
 
 
@@ -80,7 +87,7 @@ class FasterRcnn(nn.Module):
     ) -> tuple[tuple[Supervision, ...], Candidates]:
         """Propose, assign, sample, pool, predict, and say what is to be judged."""
         regions, proposals = self.regions(pyramid, targets, shuffle)
-        picked = [self.pick(boxes, targets, pyramid.extents, i, shuffle) for i, boxes in enumerate(proposals)]
+        picked = [self.pick(found.corners, targets, pyramid.extents, i, shuffle) for i, found in enumerate(proposals)]
         corners, target = (torch.cat(parts) for parts in zip(*picked, strict=True))
         owner = torch.cat([torch.full_like(index, i) for i, (_, index) in enumerate(picked)])
         pooled = self.pool(pyramid, corners, owner)

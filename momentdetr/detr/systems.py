@@ -4,7 +4,7 @@
 |---|---|---|---|---|---|
 | DETR | dense | empty | learned position | dense | none |
 | Conditional DETR | dense | empty | learned position -> point | conditional | none |
-| Deformable DETR | deformable | learned, or from boxes | learned -> point, or proposals | deformable | optional, detached |
+| Deformable DETR | deformable | learned, or from boxes | learned -> point, or proposals | deformable | none, detached |
 | DAB-DETR | dense, scaled positions | empty or patterns | anchors | conditional, modulated | look forward twice |
 | DAB-Deformable-DETR | deformable | learned | anchors | deformable | detached |
 | DN-DETR, DN-Deformable-DETR | as DAB | label embedding | as DAB, and noised targets | as DAB | as DAB |
@@ -26,8 +26,8 @@ from torch import nn
 
 from momentdetr.detr.assignment import HungarianMatcher, focal_class_cost, giou_cost, l1_cost, softmax_class_cost
 from momentdetr.detr.decoder import AnchorGuide, Decoder, FixedGuide, Head, Refinement
-from momentdetr.detr.dense_head import AtssHead, RegionProposals
 from momentdetr.detr.denoising import Denoising
+from momentdetr.detr.dense_head import AtssHead
 from momentdetr.detr.hybrid import HybridHeads, PositiveQueries
 from momentdetr.detr.initialization import init_transformer, prior_bias, zero_last_layer
 from momentdetr.detr.layers import (
@@ -46,6 +46,7 @@ from momentdetr.detr.neck import Neck
 from momentdetr.detr.parametrization import CenterSize
 from momentdetr.detr.proposals import ProposalHead, ProposedQueries, by_best_class, by_first_class
 from momentdetr.detr.queries import AnchorQueries, LearnedQueries, PointQueries
+from momentdetr.detr.region_proposals import RegionProposals
 from momentdetr.detr.roi_head import FasterRcnn, RegionHead
 
 

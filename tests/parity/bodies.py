@@ -1,4 +1,4 @@
-"""Backbones of the goldens' sizes: ResNet-50 with any number of channels, by the names that all official codes share."""
+"""Backbones of the goldens' sizes: ResNet-50 with any number of channels, by its usual names."""
 
 from __future__ import annotations
 
