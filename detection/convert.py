@@ -4,289 +4,217 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from detection import convert_co_detr
 from detection.backbone import Backbone
+from detection.backbone_names import describe_backbone, official_backbone_name
+from detection.labels import class_names
 from detection.model import ImageDetector
-from detection.official_layout import Layout, to_ours
-from momentdetr.detr import systems
-from momentdetr.detr.denoising import Denoising
-from momentdetr.detr.model import Detector
-from momentdetr.detr.systems import Sizes, Task
+from detection.official_layout import MASKS, WRAPPED, to_ours
+from detection.official_systems import OFFICIAL, Official, Options, State, count_layers, system_of
+from detection.presets import build
 from momentdetr.errors import BadCheckpoint
-
-_NUMBERED = r"\d+\..*"
-_DECODER_ALIASES = (
-    rf"transformer\.decoder\.(class|bbox)_embed\.{_NUMBERED}",
-    r"transformer\.decoder\.(class|bbox)_embed\..*",
-)
-
-_DETR_QUERIES = ((r"detr\.queries\.positions", "query_embed.weight"),)
-_SPLIT_QUERIES = (
-    (r"detr\.queries\.positions", "query_embed.weight#0"),
-    (r"detr\.queries\.content", "query_embed.weight#1"),
-    (r"detr\.queries\.to_point\.(.*)", r"transformer.reference_points.\1"),
-)
-_ANCHORS = (
-    (r"detr\.queries\.anchors", "refpoint_embed.weight"),
-    (r"detr\.queries\.content", "transformer.patterns.weight"),
-)
-_DINO_QUERIES = (
-    (r"detr\.queries\.content", "transformer.tgt_embed.weight"),
-    (r"detr\.queries\.anchors", "transformer.refpoint_embed.weight"),
-    (r"detr\.queries\.head\.classes\.(.*)", r"transformer.enc_out_class_embed.\1"),
-    (r"detr\.queries\.head\.boxes\.(.*)", r"transformer.enc_out_bbox_embed.\1"),
-)
-
-
-@dataclass(frozen=True)
-class Official:
-    """How one official code base's checkpoints are read.
-
-    Args:
-        name: of the system.
-        layout: its names.
-        build: (task, sizes, state, options) -> Detector.
-        scores: how its logits become confidences.
-        top: answers per image.
-    """
-
-    name: str
-    layout: Layout
-    build: Callable[[Task, Sizes, Mapping[str, Tensor], Mapping[str, Any]], Detector]
-    scores: Any = "sigmoid"
-    top: int = 100
-
-
-def _pre_norm(options: Mapping[str, Any]) -> bool:
-    return bool(options.get("pre_norm", False))
-
-
-def _denoising(task: Task, sizes: Sizes, options: Mapping[str, Any]) -> Denoising:
-    """DN-DETR's."""
-    return Denoising(
-        task.num_classes,
-        sizes.width,
-        groups=options.get("scalar", 5),
-        label_noise=options.get("label_noise_scale", 0.2),
-        box_noise=options.get("box_noise_scale", 0.4),
-    )
-
-
-def _contrastive(task: Task, sizes: Sizes, state: Mapping[str, Tensor], options: Mapping[str, Any]) -> Denoising:
-    """DINO's: below fifty, `dn_number` is half of a number of groups; from fifty on a budget of queries."""
-    number = options.get("dn_number", 100)
-    return Denoising(
-        task.num_classes,
-        sizes.width,
-        groups=2 * number if 2 * number < 100 else None,
-        budget=number,
-        contrastive=True,
-        label_noise=options.get("dn_label_noise_ratio", 0.5) * 0.5,
-        box_noise=options.get("dn_box_noise_scale", 1.0),
-        indicator=False,
-        label_rows=state["label_enc.weight"].shape[0],
-    )
-
-
-def _build_deformable(task: Task, sizes: Sizes, state: Mapping[str, Tensor], options: Mapping[str, Any]) -> Detector:
-    return systems.deformable_detr(
-        task,
-        sizes,
-        refine=options.get("with_box_refine", "transformer.decoder.bbox_embed.0.layers.0.weight" in state),
-        two_stage="transformer.enc_output.weight" in state,
-    )
-
-
-def _build_dino(task: Task, sizes: Sizes, state: Mapping[str, Tensor], options: Mapping[str, Any]) -> Detector:
-    return systems.dino(
-        task,
-        sizes,
-        two_stage="transformer.enc_output.weight" in state,
-        shared_heads=options.get("dec_pred_bbox_embed_share", True),
-        refinement="detached" if options.get("use_detached_boxes_dec_out") else "look_forward_twice",
-        denoising=_contrastive(task, sizes, state, options),
-    )
-
-
-def _patterns(state: Mapping[str, Tensor]) -> int:
-    return state["transformer.patterns.weight"].shape[0] if "transformer.patterns.weight" in state else 0
-
-
-OFFICIAL = {
-    "detr": Official(
-        "detr",
-        Layout("dense", "dense", False, _DETR_QUERIES),
-        lambda task, sizes, state, options: systems.detr(task, sizes, pre_norm=_pre_norm(options)),
-        scores="softmax",
-    ),
-    "conditional_detr": Official(
-        "conditional_detr",
-        Layout(
-            "dense",
-            "conditional",
-            False,
-            (*_DETR_QUERIES, (r"detr\.queries\.to_point\.(.*)", r"transformer.decoder.ref_point_head.\1")),
-        ),
-        lambda task, sizes, state, options: systems.conditional_detr(task, sizes),
-    ),
-    "deformable_detr": Official(
-        "deformable_detr", Layout("deformable", "deformable", True, _SPLIT_QUERIES, heads=True), _build_deformable
-    ),
-    "dab_detr": Official(
-        "dab_detr",
-        Layout("dense", "conditional", False, _ANCHORS),
-        lambda task, sizes, state, options: systems.dab_detr(task, sizes, num_patterns=_patterns(state)),
-        top=300,
-    ),
-    "dn_detr": Official(
-        "dn_detr",
-        Layout("dense", "conditional", False, _ANCHORS),
-        lambda task, sizes, state, options: systems.dab_detr(
-            task, sizes, num_patterns=_patterns(state), denoising=_denoising(task, sizes, options)
-        ),
-        top=300,
-    ),
-    "dab_deformable_detr": Official(
-        "dab_deformable_detr",
-        Layout(
-            "deformable",
-            "deformable",
-            True,
-            ((r"detr\.queries\.anchors", "refpoint_embed.weight"), (r"detr\.queries\.content", "tgt_embed.weight")),
-            heads=True,
-        ),
-        lambda task, sizes, state, options: systems.dab_deformable_detr(task, sizes),
-        top=300,
-    ),
-    "dn_deformable_detr": Official(
-        "dn_deformable_detr",
-        Layout(
-            "deformable",
-            "deformable",
-            True,
-            ((r"detr\.queries\.anchors", "refpoint_embed.weight"), (r"detr\.queries\.content", "tgt_embed.weight")),
-            heads=True,
-        ),
-        lambda task, sizes, state, options: systems.dab_deformable_detr(
-            task, sizes, denoising=_denoising(task, sizes, options)
-        ),
-        top=300,
-    ),
-    "dino": Official("dino", Layout("deformable", "deformable", True, _DINO_QUERIES, heads=True), _build_dino, top=300),
-}
-
-
-def system_of(state: Mapping[str, Tensor]) -> str:
-    """Tell the system from the names and shapes of an official state dict.
-
-    Raises:
-        BadCheckpoint: none of the known ones.
-    """
-    deformable = any("sampling_offsets" in name for name in state)
-    denoising = "label_enc.weight" in state
-    if deformable:
-        if "transformer.tgt_embed.weight" in state:
-            return "dino"
-        if "refpoint_embed.weight" in state:
-            return "dn_deformable_detr" if denoising else "dab_deformable_detr"
-        if "transformer.reference_points.weight" in state or "transformer.pos_trans.weight" in state:
-            return "deformable_detr"
-    elif "refpoint_embed.weight" in state:
-        return "dn_detr" if denoising else "dab_detr"
-    elif "transformer.decoder.layers.0.ca_qcontent_proj.weight" in state:
-        return "conditional_detr"
-    elif "query_embed.weight" in state and "transformer.decoder.layers.0.multihead_attn.in_proj_weight" in state:
-        return "detr"
-    raise BadCheckpoint(
-        "this is not a checkpoint of a known system of the family; expected one of " + ", ".join(OFFICIAL)
-    )
+from momentdetr.pickled import plain_options, read_checkpoint
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A converted checkpoint: a model to be filled, and its state dict."""
+    """A converted checkpoint.
 
-    system: str
-    model: ImageDetector
+    Args:
+        config: what `presets.build` needs.
+        state: our state dict.
+        labels: name of each class; None where a slot stands for nothing.
+        about: where it came from, for people; `left_out` lists official tensors that have no place here.
+    """
+
+    config: dict[str, Any]
     state: dict[str, Tensor]
+    labels: tuple[str | None, ...]
+    about: dict[str, Any]
+
+    @property
+    def system(self) -> str:
+        return self.config["system"]
+
+    def model(self, backbone: Backbone | None = None) -> ImageDetector:
+        """The detector with its weights, in evaluation mode."""
+        model = build(self.config, backbone)
+        load_strictly(model, self.state)
+        return model.eval()
 
 
-def convert_state(state: Mapping[str, Tensor], options: Mapping[str, Any], body: nn.Module) -> Conversion:
+def convert(path: str | Path, system: str | None = None) -> Conversion:
+    """Convert an official checkpoint file.
+
+    Args:
+        path: a `.pth` of one of the official repositories.
+        system: name of the system, where the tensors' names do not tell it.
+
+    Raises:
+        BadCheckpoint: not readable, not of a known system, or not completely understood.
+    """
+    path = Path(path)
+    content = read_checkpoint(path)
+    state = next((content[key] for key in ("model", "state_dict") if key in content), content)
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise BadCheckpoint(f"{path} has no state dict under 'model'; its keys are {sorted(map(str, content))[:8]}")
+    converted = convert_state(state, plain_options(content), system=system)
+    return replace(converted, about={"source": path.name, **converted.about})
+
+
+def convert_state(
+    state: State, options: Options, *, system: str | None = None, backbone: Backbone | None = None
+) -> Conversion:
     """Convert an official state dict.
 
     Args:
         state: official names -> tensors.
         options: what it was trained with, official names; what is missing takes the published value.
-        body: the backbone, giving the maps that the system uses.
+        system: name of the system; None: told from the names.
+        backbone: giving the maps that the system uses, with torchvision's or timm's names; None: told from the names.
 
     Raises:
         BadCheckpoint: an unknown system, or a tensor that is missing, left over or misshapen.
     """
-    system = system_of(state)
+    if convert_co_detr.is_co_detr(state):
+        return _convert_co_detr(state, options, backbone)
+    state, left_out = _without_masks(state)
+    system = system or system_of(state)
+    if system not in OFFICIAL:
+        raise BadCheckpoint(f"no converter for system {system!r}; known are {', '.join(OFFICIAL)}")
     official = OFFICIAL[system]
-    sizes, task = _sizes(state, options, official.layout), _task(state, official)
-    detector = official.build(task, sizes, state, options)
-    _reweight(detector, options)
-    model = ImageDetector(
-        Backbone(body, task.channels), detector, scores=official.scores, top=options.get("num_select", official.top)
-    )
-    ours = to_ours(state, model.state_dict().keys(), official.layout, _aliases(state, model))
-    for name, value in model.state_dict().items():
-        if ours[name].shape != value.shape:
-            raise BadCheckpoint(f"tensor {name!r} is {tuple(ours[name].shape)}, the model expects {tuple(value.shape)}")
-    return Conversion(system, model, ours)
+    config = describe(system, state, options)
+    if backbone is None:
+        config["backbone"] = describe_backbone(state, options, len(config["channels"]))
+    model = build(config, backbone)
+    names = _backbone_names(config, backbone)
+    ours = to_ours(state, model.state_dict().keys(), official.layout(state), names)
+    load_strictly(model, ours)
+    about = {"layout": "official", **({"left_out": left_out} if left_out else {})}
+    return Conversion(config, ours, class_names(config["num_classes"]), about)
 
 
-def _aliases(state: Mapping[str, Tensor], model: ImageDetector) -> tuple[str, ...]:
-    """Names under which official code repeats its heads."""
-    heads = len(model.detector.detr.decoder.heads)
-    repeated = tuple(rf"(class|bbox)_embed\.{i}\..*" for i in range(heads, 20)) if heads == 1 else ()
-    return (*_DECODER_ALIASES, *repeated)
+def _convert_co_detr(state: State, options: Options, backbone: Backbone | None) -> Conversion:
+    """Co-DETR's checkpoints have mmdetection's names throughout."""
+    config = convert_co_detr.describe(state, options)
+    if backbone is None:
+        usual = {f"backbone.0.body.{name.removeprefix('backbone.')}": value for name, value in state.items()}
+        config["backbone"] = describe_backbone(usual, options, len(config["channels"]))
+    model = build(config, backbone)
+    ours = convert_co_detr.to_ours(state, model.state_dict().keys(), config)
+    load_strictly(model, ours)
+    return Conversion(config, ours, class_names(config["num_classes"]), {"layout": "official"})
 
 
-def _task(state: Mapping[str, Tensor], official: Official) -> Task:
-    classes = next(state[name].shape[0] for name in ("class_embed.bias", "class_embed.0.bias") if name in state)
+def _backbone_names(config: Mapping[str, Any], backbone: Backbone | None) -> Callable[[str], str]:
+    maps = config["backbone"]["maps"] if backbone is None else range(4 - len(backbone.channels), 4)
+    return lambda name: official_backbone_name(name, maps)
+
+
+def load_strictly(model: ImageDetector, state: State) -> None:
+    """Load a state dict of ours; every key, every shape, only finite numbers.
+
+    Raises:
+        BadCheckpoint: names the first misfit.
+    """
+    wanted = model.state_dict()
+    for name in [*sorted(set(wanted) - set(state)), *sorted(set(state) - set(wanted))]:
+        raise BadCheckpoint(f"the weights {'lack' if name in wanted else 'hold an unknown'} tensor {name!r}")
+    for name, tensor in state.items():
+        if tensor.shape != wanted[name].shape:
+            raise BadCheckpoint(
+                f"tensor {name!r} is {tuple(tensor.shape)}, the model expects {tuple(wanted[name].shape)}"
+            )
+        if not tensor.isfinite().all():
+            raise BadCheckpoint(f"tensor {name!r} holds NaN or infinity; the file is damaged or training diverged")
+    model.load_state_dict(dict(state), strict=True)
+
+
+def _without_masks(state: State) -> tuple[State, list[str]]:
+    """Unwrap panoptic DETR's detector; the heads for masks are left out, by name."""
+    if not any(name.startswith(f"{WRAPPED}transformer.") for name in state):
+        return state, []
+    left_out = sorted(name for name in state if any(re.fullmatch(pattern, name) for pattern in MASKS))
+    kept = {name.removeprefix(WRAPPED): value for name, value in state.items() if name not in left_out}
+    return kept, left_out
+
+
+def describe(system: str, state: State, options: Options) -> dict[str, Any]:
+    """What `presets.build` needs, but for the backbone."""
+    official = OFFICIAL[system]
     projections = sorted(name for name in state if re.fullmatch(r"input_proj\.(\d+\.0\.)?weight", name))
-    channels = tuple(state[name].shape[1] for name in projections if state[name].shape[-1] == 1)
-    return Task(2, channels, classes - (official.scores == "softmax"))
+    head = next(name for name in ("class_embed.bias", "class_embed.0.bias") if name in state)
+    top = official.top if isinstance(official.top, int) else options.get(official.top, 300)
+    config = {
+        "system": system,
+        "num_classes": state[head].shape[0] - (official.scores == "softmax"),
+        "channels": [state[name].shape[1] for name in projections if state[name].shape[-1] == 1],
+        "sizes": _sizes(state, options),
+        "positions": _positions(official, state, options),
+        "options": official.options(state, options),
+        "losses": _losses(official, options),
+        "scores": official.scores,
+        "top": top,
+    }
+    if official.denoising is not None:
+        config["denoising"] = official.denoising(state, options)
+    return config
 
 
-def _sizes(state: Mapping[str, Tensor], options: Mapping[str, Any], layout: Layout) -> Sizes:
-    def count(side: str) -> int:
-        return len({name.split(".")[3] for name in state if name.startswith(f"transformer.{side}.layers.")})
-
-    queries = next(
-        (
-            state[name].shape[0]
-            for name in ("query_embed.weight", "refpoint_embed.weight", "transformer.refpoint_embed.weight")
-            if name in state
-        ),
-        options.get("num_queries", 300),
-    )
-    if "transformer.tgt_embed.weight" in state:
-        queries = state["transformer.tgt_embed.weight"].shape[0]
+def _sizes(state: State, options: Options) -> dict[str, Any]:
+    queries = ("query_embed", "refpoint_embed", "transformer.tgt_embed", "transformer.refpoint_embed")
+    found = (state[f"{name}.weight"].shape[0] for name in queries if f"{name}.weight" in state)
     levels = len({name.split(".")[1] for name in state if re.fullmatch(r"input_proj\.\d+\.0\.weight", name)})
-    return Sizes(
-        width=state["transformer.encoder.layers.0.norm1.weight"].shape[0],
-        num_heads=options.get("nheads", 8),
-        feed_forward=state["transformer.encoder.layers.0.linear1.weight"].shape[0],
-        encoder_layers=count("encoder"),
-        decoder_layers=count("decoder"),
-        num_queries=queries,
-        dropout=options.get("dropout", 0.0),
-        num_levels=levels or 1,
-        num_points=options.get("dec_n_points", 4),
-    )
+    return {
+        "width": state["transformer.encoder.layers.0.norm1.weight"].shape[0],
+        "num_heads": options.get("nheads", 8),
+        "feed_forward": state["transformer.encoder.layers.0.linear1.weight"].shape[0],
+        "encoder_layers": count_layers(state, "encoder"),
+        "decoder_layers": count_layers(state, "decoder"),
+        "num_queries": next(found, options.get("num_queries", 300)),
+        "dropout": options.get("dropout", 0.0),
+        "num_levels": levels or 1,
+        "num_points": options.get("dec_n_points", 4),
+        "encoder_points": options.get("enc_n_points", 4),
+    }
 
 
-def _reweight(detector: Detector, options: Mapping[str, Any]) -> None:
+def _positions(official: Official, state: State, options: Options) -> dict[str, Any]:
+    temperature: Any = 10000.0
+    if official.temperature is not None:
+        axes = ("pe_temperatureH", "pe_temperatureW")
+        temperature = tuple(float(options.get(axis, official.temperature)) for axis in axes)
+    learned = "backbone.1.row_embed.weight" in state
+    return {"temperature": temperature, "offset": official.offset, "learned": learned}
+
+
+def _losses(official: Official, options: Options) -> dict[str, Any]:
     """Loss and matching weights as the checkpoint was trained with."""
-    criterion = detector.criterion
-    for name, loss in (("class", "cls_loss_coef"), ("l1", "bbox_loss_coef"), ("giou", "giou_loss_coef")):
-        criterion.weights[name] = options.get(loss, criterion.weights[name])
-    for name, cost in (("class", "set_cost_class"), ("l1", "set_cost_bbox"), ("giou", "set_cost_giou")):
-        criterion.matcher.weights[name] = options.get(cost, criterion.matcher.weights[name])  # type: ignore[attr-defined]
+    losses: dict[str, Any] = {
+        "l1_weight": options.get("bbox_loss_coef", 5.0),
+        "giou_weight": options.get("giou_loss_coef", 2.0),
+        "l1_cost_weight": options.get("set_cost_bbox", 5.0),
+        "giou_cost_weight": options.get("set_cost_giou", 2.0),
+        "auxiliary": bool(options.get("aux_loss", True)),
+    }
+    if official.scores == "softmax":
+        return {
+            **losses,
+            "class_cost": options.get("set_cost_class", 1.0),
+            "background": options.get("eos_coef", 0.1),
+        }
+    alpha = options.get("focal_alpha", 0.25)
+    return {
+        **losses,
+        "class_weight": options.get("cls_loss_coef", official.class_weight),
+        "class_cost": options.get("set_cost_class", 2.0),
+        "eps": official.eps,
+        "alpha": alpha,
+        "cost_alpha": alpha if official.cost_alpha else 0.25,
+    }

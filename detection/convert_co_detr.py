@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from detection.backbone import Backbone
-from detection.convert import Conversion
-from detection.model import ImageDetector
 from detection.official_layout import UNUSED
-from momentdetr.detr import systems
-from momentdetr.detr.denoising import Denoising
-from momentdetr.detr.hybrid import HybridHeads, PositiveQueries
-from momentdetr.detr.model import Detector
 from momentdetr.detr.official import Place, gather, left_over
-from momentdetr.detr.systems import Sizes, Task
 from momentdetr.errors import BadCheckpoint
 
 _T = "query_head.transformer"
@@ -82,6 +74,11 @@ def is_co_detr(state: Mapping[str, Tensor]) -> bool:
     return f"{_T}.aux_pos_trans.0.weight" in state
 
 
+def is_co_dino(state: Mapping[str, Tensor]) -> bool:
+    """Whether Co-DETR's is Co-DINO's."""
+    return "query_head.label_embedding.weight" in state
+
+
 def place(name: str, *, num_maps: int, num_layers: int, dino: bool) -> Place:
     """Official name of one of our parameters, and which part of it.
 
@@ -135,42 +132,85 @@ def _projection(name: str, num_maps: int) -> Place | None:
     return f"neck.{group}.{part}.{found[3]}", None
 
 
-def convert_state(state: Mapping[str, Tensor], config: Mapping[str, Any], body: nn.Module) -> Conversion:
-    """Convert an official state dict.
+def describe(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str, Any]:
+    """What `presets.build` needs, but for the backbone.
 
     Args:
         state: official names -> tensors.
-        config: the official `model = dict(...)`; what is missing takes the published value.
-        body: the backbone, giving the maps that the system uses.
+        options: the official `model = dict(...)`; what is missing takes the published value.
+    """
+    dino = is_co_dino(state)
+    convolutions = sorted(name for name in state if re.fullmatch(r"neck\.convs\.\d+\.conv\.weight", name))
+    sizes = _sizes(state, options, dino)
+    test = _at(options, "query_head", "test_cfg") or _at(options, "test_cfg", 0) or {}
+    top = test.get("max_per_img", 300 if dino else 100)
+    overlap = _at(test, "nms", "iou_threshold") or (0.8 if dino and not test else None)
+    config: dict[str, Any] = {
+        "system": "co_dino" if dino else "co_deformable_detr",
+        "num_classes": state["query_head.cls_branches.0.bias"].shape[0],
+        "channels": [state[name].shape[1] for name in convolutions],
+        "sizes": sizes,
+        "heads": _heads(state, options, sizes["width"], dino),
+        # Where answers are suppressed, as many are looked at as there are queries.
+        "top": top if overlap is None else sizes["num_queries"],
+        "inside": True,
+    }
+    if overlap is not None:
+        config |= {"suppress": overlap, "keep": top}
+    if dino:
+        config["denoising"] = _denoising(state, options)
+    return config
+
+
+def _denoising(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str, Any]:
+    noise = _at(options, "query_head", "dn_cfg") or {}
+    return {
+        "groups": None,
+        "budget": _at(noise, "group_cfg", "num_dn_queries") or 100,
+        "contrastive": True,
+        "label_noise": (_at(noise, "noise_scale", "label") or 0.5) / 2,
+        "box_noise": _at(noise, "noise_scale", "box") or 1.0,
+        "indicator": False,
+        "label_rows": state["query_head.label_embedding.weight"].shape[0],
+    }
+
+
+def _heads(state: Mapping[str, Tensor], options: Mapping[str, Any], width: int, dino: bool) -> dict[str, Any]:
+    rcnn = _at(options, "train_cfg", 1) or {}
+    strides = _at(options, "roi_head", 0, "bbox_roi_extractor", "featmap_strides") or [4 if dino else 8]
+    hidden, pooled = state["roi_head.0.bbox_head.shared_fcs.0.weight"].shape
+    slip = state.get(f"{_T}.head_pos_embed.weight")
+    return {
+        "stride": strides[0],
+        "hidden": hidden,
+        "bins": round((pooled // width) ** 0.5),
+        "proposals": _at(rcnn, "rpn_proposal", "max_per_img") or 1000,
+        "per_level": _at(rcnn, "rpn_proposal", "nms_pre") or 4000,
+        "anchors": _at(rcnn, "rpn", "sampler", "num") or 256,
+        "regions": _at(rcnn, "rcnn", "sampler", "num") or 512,
+        "most": _at(options, "query_head", "max_pos_coords") or 300,
+        "place": "none" if slip is None else "scalar" if slip.shape[1] == 1 else "vector",
+    }
+
+
+def to_ours(state: Mapping[str, Tensor], names: Iterable[str], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Rename and split an official state dict, strictly.
+
+    Args:
+        state: official names -> tensors.
+        names: keys that our model wants.
+        config: of `describe`.
 
     Raises:
-        BadCheckpoint: a tensor that is missing, left over or misshapen.
+        BadCheckpoint: a tensor is missing, or one is left over.
     """
-    dino = "query_head.label_embedding.weight" in state
-    convolutions = sorted(name for name in state if re.fullmatch(r"neck\.convs\.\d+\.conv\.weight", name))
-    channels = tuple(state[name].shape[1] for name in convolutions)
-    task = Task(2, channels, state["query_head.cls_branches.0.bias"].shape[0])
-    sizes = _sizes(state, config, dino)
-    detector = _build(task, sizes, state, config, dino)
-    test = _at(config, "query_head", "test_cfg") or _at(config, "test_cfg", 0) or {}
-    model = ImageDetector(
-        Backbone(body, channels),
-        detector,
-        top=sizes.num_queries if "nms" in test else test.get("max_per_img", 100),
-        suppress=_at(test, "nms", "iou_threshold"),
-        keep=test.get("max_per_img") if "nms" in test else None,
-        inside=True,
-    )
-    names = {
-        name: place(name.removeprefix("detector."), num_maps=len(channels), num_layers=sizes.decoder_layers, dino=dino)
-        for name in model.state_dict()
-        if not name.endswith("num_batches_tracked")
+    facts = {
+        "num_maps": len(config["channels"]),
+        "num_layers": config["sizes"]["decoder_layers"],
+        "dino": config["system"] == "co_dino",
     }
-    return Conversion("co_dino" if dino else "co_deformable_detr", model, _strictly(state, names, model))
-
-
-def _strictly(state: Mapping[str, Tensor], names: Mapping[str, Place], model: nn.Module) -> dict[str, Tensor]:
-    used = {official for official, _ in names.values()}
+    places = {name: place(name.removeprefix("detector."), **facts) for name in names}
+    used = {official for official, _ in places.values()}
     missing = sorted(used - set(state))
     if missing:
         raise BadCheckpoint(f"the checkpoint lacks {missing[0]!r} and {len(missing) - 1} other tensors of this system")
@@ -179,99 +219,39 @@ def _strictly(state: Mapping[str, Tensor], names: Mapping[str, Place], model: nn
         raise BadCheckpoint(
             f"the checkpoint holds {left[0]!r} and {len(left) - 1} other tensors that this system has no place for"
         )
-    ours = gather(state, names)
-    for name, value in model.state_dict().items():
-        if name not in ours:
-            ours[name] = value  # counters of batch norms, which nothing reads
-        elif ours[name].shape != value.shape:
-            raise BadCheckpoint(f"tensor {name!r} is {tuple(ours[name].shape)}, the model expects {tuple(value.shape)}")
-    return ours
+    return gather(state, places)
 
 
-def _build(task: Task, sizes: Sizes, state: Mapping[str, Tensor], config: Mapping[str, Any], dino: bool) -> Detector:
-    hybrid = _hybrid(task, sizes, state, config, dino)
-    if not dino:
-        return systems.co_deformable_detr(task, sizes, hybrid=hybrid)
-    noise = _at(config, "query_head", "dn_cfg") or {}
-    denoising = Denoising(
-        task.num_classes,
-        sizes.width,
-        groups=None,
-        budget=_at(noise, "group_cfg", "num_dn_queries") or 100,
-        contrastive=True,
-        label_noise=(_at(noise, "noise_scale", "label") or 0.5) / 2,
-        box_noise=_at(noise, "noise_scale", "box") or 1.0,
-        indicator=False,
-        label_rows=state["query_head.label_embedding.weight"].shape[0],
-    )
-    return systems.co_dino(task, sizes, denoising=denoising, hybrid=hybrid)
-
-
-def _hybrid(
-    task: Task, sizes: Sizes, state: Mapping[str, Tensor], config: Mapping[str, Any], dino: bool
-) -> HybridHeads:
-    rcnn = _at(config, "train_cfg", 1) or {}
-    strides = _at(config, "roi_head", 0, "bbox_roi_extractor", "featmap_strides") or [4 if dino else 8]
-    hidden, pooled = state["roi_head.0.bbox_head.shared_fcs.0.weight"].shape
-    slip = f"{_T}.head_pos_embed.weight"
-    lending = [
-        PositiveQueries(
-            sizes.width,
-            2,
-            positions="anchors" if dino else "fixed",
-            features=f"{_T}.pos_feats_trans.{i}.weight" in state,
-            place="none" if slip not in state else "scalar" if state[slip].shape[1] == 1 else "vector",
-            most=_at(config, "query_head", "max_pos_coords") or 300,
-        )
-        for i in range(2)
-    ]
-    regions = {
-        "per_level": _at(rcnn, "rpn_proposal", "nms_pre") or 4000,
-        "number": _at(rcnn, "rpn_proposal", "max_per_img") or 1000,
-        "rows": _at(rcnn, "rpn", "sampler", "num") or 256,
-    }
-    return systems.hybrid_heads(
-        task,
-        sizes,
-        lending,
-        strides[0],
-        hidden=hidden,
-        bins=round((pooled // sizes.width) ** 0.5),
-        regions=regions,
-        rows=_at(rcnn, "rcnn", "sampler", "num") or 512,
-    )
-
-
-def _sizes(state: Mapping[str, Tensor], config: Mapping[str, Any], dino: bool) -> Sizes:
+def _sizes(state: Mapping[str, Tensor], options: Mapping[str, Any], dino: bool) -> dict[str, Any]:
     def layers(side: str) -> int:
         found = (re.match(rf"query_head\.transformer\.{side}\.layers\.(\d+)\.", name) for name in state)
         return 1 + max(int(one[1]) for one in found if one)
 
     levels, width = state[f"{_T}.level_embeds"].shape
-    attention = _at(config, "query_head", "transformer", "decoder", "transformerlayers", "attn_cfgs", 0)
+    attention = _at(options, "query_head", "transformer", "decoder", "transformerlayers", "attn_cfgs", 0)
     heads = (attention or {}).get("num_heads", 8)
     weights = state[f"{_T}.decoder.layers.0.attentions.1.attention_weights.bias"].shape[0]
     queries = f"{_T}.query_embed.weight" if dino else "query_head.query_embedding.weight"
-    return Sizes(
-        width=width,
-        num_heads=heads,
-        feed_forward=state[f"{_T}.encoder.layers.0.ffns.0.layers.0.0.bias"].shape[0],
-        encoder_layers=layers("encoder"),
-        decoder_layers=layers("decoder"),
-        num_queries=state[queries].shape[0],
-        dropout=(attention or {}).get("dropout", 0.0),
-        num_levels=levels,
-        num_points=weights // (heads * levels),
-    )
+    return {
+        "width": width,
+        "num_heads": heads,
+        "feed_forward": state[f"{_T}.encoder.layers.0.ffns.0.layers.0.0.bias"].shape[0],
+        "encoder_layers": layers("encoder"),
+        "decoder_layers": layers("decoder"),
+        "num_queries": state[queries].shape[0],
+        "dropout": (attention or {}).get("dropout", 0.0),
+        "num_levels": levels,
+        "num_points": weights // (heads * levels),
+    }
 
 
-def _at(config: Any, *path: str | int) -> Any:
+def _at(options: Any, *path: str | int) -> Any:
     """What lies at a path of keys and indices; None where nothing does."""
     for step in path:
-        if isinstance(config, Mapping):
-            config = config.get(step)
-        elif isinstance(config, Sequence) and isinstance(step, int) and step < len(config):
-            config = config[step]
+        if isinstance(options, Mapping):
+            options = options.get(step)
+        elif isinstance(options, Sequence) and isinstance(step, int) and step < len(options):
+            options = options[step]
         else:
             return None
-    return config
+    return options

@@ -1,11 +1,12 @@
-"""Official state dicts of the image detectors: their names for our parameters."""
+"""Official state dicts of the image detectors: their names for our parameters, and the names that they repeat."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from momentdetr.detr.official import Kind, Place, gather, layer_parameter, left_over
@@ -32,7 +33,8 @@ class Layout:
 
 
 _COMMON = (
-    (r"backbone\.body\.(.*)", r"backbone.0.body.\1"),
+    (r"neck\.positions\.tables\.0", r"backbone.1.row_embed.weight"),
+    (r"neck\.positions\.tables\.1", r"backbone.1.col_embed.weight"),
     (r"detr\.encoder\.norm\.(.*)", r"transformer.encoder.norm.\1"),
     (r"detr\.encoder\.position_scale\.(.*)", r"transformer.encoder.query_scale.\1"),
     (r"detr\.decoder\.norm\.(.*)", r"transformer.decoder.norm.\1"),
@@ -55,12 +57,22 @@ _ONE_HEAD = (
     (r"detr\.decoder\.heads\.0\.boxes\.(.*)", r"bbox_embed.\1"),
 )
 
-# Official tensors that nothing reads: what pretrained classifiers leave, counters of batch norms.
-UNUSED = (r".*num_batches_tracked", r"backbone\.0\.body\.fc\..*")
+# Official tensors that nothing reads: counters of batch norms, what classifiers leave, tables made from sizes.
+UNUSED = (
+    r".*num_batches_tracked",
+    r"backbone\.0\.body\.fc\..*",
+    r"backbone\.0\..*relative_position_index",
+    r"backbone\.0\..*attn_mask",
+)
+# Panoptic DETR (`masks`) wraps the detector and adds heads for masks, which are not ours.
+WRAPPED = "detr."
+MASKS = (r"bbox_attention\..*", r"mask_head\..*")
 
 
-def place(name: str, layout: Layout) -> Place:
+def place(name: str, layout: Layout, backbone: Callable[[str], str]) -> Place:
     """Official name of one of our parameters ("backbone." or without "detector.")."""
+    if name.startswith("backbone."):
+        return f"backbone.0.{backbone(name.removeprefix('backbone.'))}", None
     found = re.fullmatch(r"detr\.(encoder|decoder)\.layers\.(\d+)\.(.*)", name)
     if found:
         decoder = found[1] == "decoder"
@@ -77,7 +89,7 @@ def place(name: str, layout: Layout) -> Place:
 
 
 def to_ours(
-    official: Mapping[str, Tensor], names: Iterable[str], layout: Layout, aliases: Iterable[str]
+    official: Mapping[str, Tensor], names: Iterable[str], layout: Layout, backbone: Callable[[str], str]
 ) -> dict[str, Tensor]:
     """Rename and split an official state dict, strictly.
 
@@ -85,19 +97,32 @@ def to_ours(
         official: official names -> tensors.
         names: keys that our model wants.
         layout: of the code base.
-        aliases: patterns of official names that repeat others.
+        backbone: names of the backbone's parameters, behind "backbone.", to official ones, behind "backbone.0.".
 
     Raises:
-        BadCheckpoint: a tensor is missing, or one is left over.
+        BadCheckpoint: a tensor is missing, or one is left over, or one that should repeat another differs.
     """
-    places = {name: place(name.removeprefix("detector."), layout) for name in names}
+    places = {name: place(name.removeprefix("detector."), layout, backbone) for name in names}
     used = {official_name for official_name, _ in places.values()}
     missing = sorted(used - set(official))
     if missing:
         raise BadCheckpoint(f"the checkpoint lacks {missing[0]!r} and {len(missing) - 1} other tensors of this system")
-    left = left_over(official, used, (*UNUSED, *aliases))
+    repeats = {name: repeated(name, used) for name in left_over(official, used, UNUSED)}
+    left = [name for name, original in repeats.items() if original is None]
     if left:
         raise BadCheckpoint(
             f"the checkpoint holds {left[0]!r} and {len(left) - 1} other tensors that this system has no place for"
         )
+    for name, original in repeats.items():
+        assert original is not None
+        if not torch.equal(official[name], official[original]):
+            raise BadCheckpoint(f"{name!r} should repeat {original!r}, but they differ; the checkpoint is not official")
     return gather(official, places)
+
+
+def repeated(name: str, used: set[str]) -> str | None:
+    """The official name that another one repeats, because official code shares its heads; None: it repeats nothing."""
+    plain = re.sub(r"^transformer\.decoder\.(class_embed|bbox_embed)\.", r"\1.", name)
+    first = re.sub(r"^(class_embed|bbox_embed)\.\d+\.", r"\1.0.", plain)
+    found = (candidate for candidate in (plain, first) if candidate != name and candidate in used)
+    return next(found, None)

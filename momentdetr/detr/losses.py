@@ -248,6 +248,8 @@ class Criterion:
             suffix = f"_{supervision.name}" if supervision.name else ""
             own = {name: (self.weights[name], term) for name, term in self.terms.items()}
             for name, (weight, term) in (own if supervision.terms is None else supervision.terms).items():
+                if supervision.only is not None and name not in supervision.only:
+                    continue
                 value = term(supervision.predictions, true, assignment, count)
                 terms[name + suffix] = value
                 total = total + supervision.weight * weight * value

@@ -56,6 +56,7 @@ class Neck(nn.Module):
         level_embedding: whether each level adds a learned vector to its positions.
         temperature: of the sine positions; 20 in DAB-DETR and its descendants.
         offset: of the sine positions; -0.5 in Deformable DETR.
+        positions: (B, *spatial) masks -> (B, *spatial, C), instead of sines.
     """
 
     def __init__(
@@ -68,10 +69,12 @@ class Neck(nn.Module):
         group_norm: int = 32,
         bias: bool = True,
         level_embedding: bool = True,
-        temperature: float = 10000.0,
+        temperature: float | Sequence[float] = 10000.0,
         offset: float = 0.0,
+        positions: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.positions = positions
         self.width, self.temperature, self.offset = width, temperature, offset
         num_levels = len(channels) if num_levels is None else num_levels
         convolution = CONVOLUTIONS[num_dims]
@@ -106,6 +109,12 @@ class Neck(nn.Module):
         """Feature maps and the mask of the input (B, *spatial), True where it is real."""
         return self.line_up(self.levels(features), mask)
 
+    def encode(self, mask: Tensor) -> Tensor:
+        """Positions of a level's cells: (B, *spatial) -> (B, *spatial, C)."""
+        if self.positions is not None:
+            return self.positions(mask)
+        return grid_positions(mask, self.width, temperature=self.temperature, offset=self.offset)
+
     def line_up(self, levels: Sequence[Tensor], mask: Tensor) -> Memory:
         """Levels (B, C, *spatial) to one sequence of tokens with positions, masks and references."""
         masks = [resize_mask(mask, level.shape[2:]) for level in levels]
@@ -113,8 +122,7 @@ class Neck(nn.Module):
         dtype = levels[0].dtype
         positions = []
         for index, level_mask in enumerate(masks):
-            sine = grid_positions(level_mask, self.width, temperature=self.temperature, offset=self.offset)
-            flat = sine.flatten(1, -2).to(dtype)
+            flat = self.encode(level_mask).flatten(1, -2).to(dtype)
             positions.append(flat if self.level_embedding is None else flat + self.level_embedding[index])
         shapes = tuple(tuple(level.shape[2:]) for level in levels)
         centers = [cell_centers(shape, ratios[:, i]) for i, shape in enumerate(shapes)]

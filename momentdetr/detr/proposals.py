@@ -91,8 +91,9 @@ class ProposedQueries(nn.Module):
     """The best proposals as queries.
 
     By the names of the DINO paper: "mixed" selection proposes anchors only, and content is learned by rank; "pure"
-    selection makes content and positions from the proposed boxes, as in Deformable DETR. ("Static" queries propose
-    nothing: see `queries`.)
+    selection makes content and positions from the proposed boxes, as in Deformable DETR; with "features" the chosen
+    tokens themselves are the content (DINO's `embed_init_tgt=False`). ("Static" queries propose nothing: see
+    `queries`.)
 
     Args:
         num_queries: Q.
@@ -100,11 +101,12 @@ class ProposedQueries(nn.Module):
         num_dims: D.
         head: tokens -> proposals.
         ranking: how proposals are ranked.
-        selection: "mixed" or "pure".
+        selection: "mixed", "pure" or "features".
         positions: whether "mixed" queries have positions made from the proposed boxes as "pure" ones have
             (Co-Deformable-DETR), or leave them to the decoder (DINO); None: "pure" only.
         judged: "all" tokens against class-agnostic targets (Deformable DETR), or the "chosen" ones against real
             targets (DINO).
+        weight: of the proposals' losses.
     """
 
     def __init__(
@@ -115,12 +117,14 @@ class ProposedQueries(nn.Module):
         *,
         head: ProposalHead,
         ranking: Ranking = by_best_class,
-        selection: Literal["mixed", "pure"] = "mixed",
+        selection: Literal["mixed", "pure", "features"] = "mixed",
         positions: bool | None = None,
         judged: Literal["all", "chosen"] = "chosen",
+        weight: float = 1.0,
     ) -> None:
         super().__init__()
-        self.num_queries, self.head, self.ranking, self.judged = num_queries, head, ranking, judged
+        self.num_queries, self.head, self.ranking = num_queries, head, ranking
+        self.judged, self.weight = judged, weight
         self.features = width // num_dims
         self.content = nn.Parameter(torch.randn(num_queries, width)) if selection == "mixed" else None
         positions = selection == "pure" if positions is None else positions
@@ -146,15 +150,16 @@ class ProposedQueries(nn.Module):
             positions, content = self.norm_boxes(self.from_boxes(encoded)).chunk(2, -1)
         if self.content is not None:
             content = self.content.to(memory.tokens.dtype).expand(len(anchors), -1, -1)
-        assert content is not None
+        elif content is None:
+            content = _take(proposals.tokens, chosen).detach()
         return Queries(content, positions, anchors, supervisions=(supervision,))
 
     def _supervision(self, proposals: Proposals, chosen: Tensor, anchors: Tensor) -> Supervision:
         if self.judged == "all":
-            return Supervision(
-                "proposals", Predictions(proposals.logits, proposals.anchors.sigmoid()), class_agnostic=True
-            )
-        return Supervision("proposals", Predictions(_take(proposals.logits, chosen), anchors.sigmoid()))
+            said = Predictions(proposals.logits, proposals.anchors.sigmoid())
+            return Supervision("proposals", said, weight=self.weight, class_agnostic=True)
+        said = Predictions(_take(proposals.logits, chosen), anchors.sigmoid())
+        return Supervision("proposals", said, weight=self.weight)
 
 
 def _take(values: Tensor, index: Tensor) -> Tensor:

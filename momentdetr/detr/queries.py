@@ -34,9 +34,10 @@ class AnchorQueries(nn.Module):
         num_queries: Q.
         width: C.
         anchor_size: A, 2D for boxes, D for points.
-        content: "empty"; "learned": one vector a query; or "patterns": each query once with each of `num_patterns`.
+        content: "empty", or "learned": one vector a query.
         content_size: channels of learned content, where another part adds one (DN-Deformable-DETR); None: C.
-        num_patterns: how many, for "patterns"; then there are Q x num_patterns queries, pattern by pattern.
+        num_patterns: learned vectors of which each is added to every query's content, which makes Q x num_patterns
+            queries, pattern by pattern (Anchor DETR's idea); 0: none, and Q queries.
     """
 
     def __init__(
@@ -45,26 +46,26 @@ class AnchorQueries(nn.Module):
         width: int,
         anchor_size: int,
         *,
-        content: Literal["empty", "learned", "patterns"] = "empty",
+        content: Literal["empty", "learned"] = "empty",
         content_size: int | None = None,
         num_patterns: int = 0,
     ) -> None:
         super().__init__()
         self.width = width
         self.anchors = nn.Parameter(torch.randn(num_queries, anchor_size))  # logits
-        rows = {"empty": 0, "learned": num_queries, "patterns": num_patterns}[content]
-        self.content = nn.Parameter(torch.randn(rows, content_size or width)) if rows else None
-        self.repeats = num_patterns if content == "patterns" else 1
+        self.content = nn.Parameter(torch.randn(num_queries, content_size or width)) if content == "learned" else None
+        self.patterns = nn.Parameter(torch.randn(num_patterns, width)) if num_patterns else None
 
     def forward(self, memory: Memory) -> Queries:
         batch, num_queries = memory.tokens.shape[0], self.anchors.shape[0]
-        anchors = self.anchors.repeat(self.repeats, 1).expand(batch, -1, -1)  # (B, Q, A)
-        if self.content is None:
-            content = memory.tokens.new_zeros(*anchors.shape[:2], self.width)
-        else:
-            rows = self.content if self.repeats == 1 else self.content.repeat_interleave(num_queries, 0)
-            content = rows.to(memory.tokens.dtype).expand(batch, -1, -1)
-        return Queries(content=content, anchors=anchors)
+        anchors = self.anchors
+        content = self.anchors.new_zeros(num_queries, self.width) if self.content is None else self.content
+        if self.patterns is not None:
+            repeats = len(self.patterns)
+            anchors = anchors.repeat(repeats, 1)  # (Q x patterns, A)
+            content = content.repeat(repeats, 1) + self.patterns.repeat_interleave(num_queries, 0)
+        content = content.to(memory.tokens.dtype).expand(batch, -1, -1)
+        return Queries(content=content, anchors=anchors.expand(batch, -1, -1))
 
 
 class PointQueries(nn.Module):

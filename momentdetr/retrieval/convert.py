@@ -14,7 +14,7 @@ from momentdetr.errors import BadCheckpoint
 from momentdetr.features.spec import FeatureSpec, Preprocessing, Stream
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.official_layout import is_conditional, to_ours
-from momentdetr.retrieval.pickled import plain_options, read_checkpoint
+from momentdetr.pickled import plain_options, read_checkpoint
 from momentdetr.retrieval.presets import build
 
 # OpenAI's own preprocessing, which the official CLIP features were made with.

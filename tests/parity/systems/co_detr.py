@@ -10,16 +10,18 @@ from typing import Any
 from unittest import mock
 
 import torch
-from parity.bodies import Resnet50
 from parity.check import Case, Run, System
 from parity.comparison import Reason
 from parity.material import DTYPES, Golden
+from parity.systems.tiny import TinyResNet
 from parity.tolerance import Stated
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from detection.convert_co_detr import convert_state
+from detection.backbone import Backbone
+from detection.convert import convert_state
 from detection.model import ImageDetector
+from detection.presets import build
 from momentdetr.detr import dense_head, region_proposals, roi_head
 from momentdetr.detr.assignment_dense import BACKGROUND, IGNORED, Candidates
 from momentdetr.detr.boxes import iou, to_center_size
@@ -39,17 +41,21 @@ def run(golden: Golden, dtype: str, alter: Callable[[ImageDetector], None] | Non
         name: tensor.to(DTYPES[dtype]).requires_grad_("running_" not in name) if tensor.is_floating_point() else tensor
         for name, tensor in golden.state.items()
     }
-    config = golden.config.get("resolved_model_config") or golden.config["model_config"]
-    body = Resnet50(leaves["backbone.conv1.weight"].shape[0], [i + 1 for i in config["backbone"]["out_indices"]])
-    conversion = convert_state(leaves, config, body)
-    model = conversion.model.to(DTYPES[dtype])
+    options = golden.config.get("resolved_model_config") or golden.config["model_config"]
+    width = leaves["backbone.conv1.weight"].shape[0]
+    body = TinyResNet([3, 4, 6, 3], width)
+    maps = len(options["backbone"]["out_indices"])
+    backbone = Backbone(body, body.channels[-maps:])
+    conversion = convert_state(leaves, options, backbone=backbone)
+    model = build(conversion.config, backbone).to(DTYPES[dtype])
     if alter is not None:
         alter(model)
     step = _Step(model)
     weights = {f"model.{name}": value for name, value in conversion.state.items()}
     if not golden.inputs:
         # A manifest: it must load strictly, and be all of the model.
-        return Run({}, {}, parameters=sum(parameter.numel() for parameter in model.parameters()))
+        learned = [tensor for name, tensor in conversion.state.items() if "running_" not in name]
+        return Run({}, {}, parameters=sum(tensor.numel() for tensor in learned))
     images, mask = golden.inputs["images"].to(DTYPES[dtype]), ~golden.inputs["mask"]
     model.load_state_dict({name: value.detach() for name, value in conversion.state.items()})
     outputs = _named("eval", _evaluate(model.eval(), images, mask))
