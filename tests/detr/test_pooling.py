@@ -89,7 +89,9 @@ def test_empty_regions_are_zero(num_dims: int) -> None:
 def test_every_cell_read_gets_a_gradient(num_dims: int) -> None:
     features = torch.zeros(1, 1, *[4] * num_dims, requires_grad=True)
     corners = torch.tensor([[0.0] * num_dims + [4.0] * num_dims])
-    pool(Pyramid((features,), (1.0,), torch.zeros(1, num_dims)), corners, torch.zeros(1).long(), bins=2).sum().backward()
+    pool(
+        Pyramid((features,), (1.0,), torch.zeros(1, num_dims)), corners, torch.zeros(1).long(), bins=2
+    ).sum().backward()
     assert features.grad is not None
     assert (features.grad > 0).all()
 
