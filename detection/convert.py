@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from detection import convert_co_detr
+from detection import convert_co_detr, hf
 from detection.backbone import Backbone
 from detection.backbone_names import describe_backbone, official_backbone_name
 from detection.labels import class_names
@@ -20,6 +20,7 @@ from detection.official_systems import OFFICIAL, Official, Options, State, count
 from detection.presets import build
 from momentdetr.errors import BadCheckpoint
 from momentdetr.pickled import plain_options, read_checkpoint
+from momentdetr.strict import load_strictly
 
 
 @dataclass(frozen=True)
@@ -49,23 +50,35 @@ class Conversion:
         return model.eval()
 
 
-def convert(path: str | Path, system: str | None = None) -> Conversion:
-    """Convert an official checkpoint file.
+def convert(path: str | Path, *, system: str | None = None, options: Options | None = None) -> Conversion:
+    """Convert a checkpoint.
 
     Args:
-        path: a `.pth` of one of the official repositories.
+        path: a `.pth` of one of the official repositories, or a folder of transformers.
         system: name of the system, where the tensors' names do not tell it.
+        options: official options that the file does not hold, or that count more than those that it holds.
 
     Raises:
         BadCheckpoint: not readable, not of a known system, or not completely understood.
     """
     path = Path(path)
+    if path.is_dir():
+        return _convert_folder(path, system, options or {})
     content = read_checkpoint(path)
     state = next((content[key] for key in ("model", "state_dict") if key in content), content)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BadCheckpoint(f"{path} has no state dict under 'model'; its keys are {sorted(map(str, content))[:8]}")
-    converted = convert_state(state, plain_options(content), system=system)
+    converted = convert_state(state, {**plain_options(content), **(options or {})}, system=system)
     return replace(converted, about={"source": path.name, **converted.about})
+
+
+def _convert_folder(folder: Path, system: str | None, options: Options) -> Conversion:
+    """A folder of transformers."""
+    state, config = hf.read_folder(folder)
+    system = system or hf.SYSTEMS.get(config.get("model_type", ""))
+    converted = convert_state(hf.to_official(state), {**hf.options_of(config), **options}, system=system)
+    labels = hf.labels_of(config, converted.config["num_classes"])
+    return replace(converted, labels=labels, about={"source": folder.name, **converted.about, "layout": "transformers"})
 
 
 def convert_state(
@@ -115,25 +128,6 @@ def _convert_co_detr(state: State, options: Options, backbone: Backbone | None) 
 def _backbone_names(config: Mapping[str, Any], backbone: Backbone | None) -> Callable[[str], str]:
     maps = config["backbone"]["maps"] if backbone is None else range(4 - len(backbone.channels), 4)
     return lambda name: official_backbone_name(name, maps)
-
-
-def load_strictly(model: ImageDetector, state: State) -> None:
-    """Load a state dict of ours; every key, every shape, only finite numbers.
-
-    Raises:
-        BadCheckpoint: names the first misfit.
-    """
-    wanted = model.state_dict()
-    for name in [*sorted(set(wanted) - set(state)), *sorted(set(state) - set(wanted))]:
-        raise BadCheckpoint(f"the weights {'lack' if name in wanted else 'hold an unknown'} tensor {name!r}")
-    for name, tensor in state.items():
-        if tensor.shape != wanted[name].shape:
-            raise BadCheckpoint(
-                f"tensor {name!r} is {tuple(tensor.shape)}, the model expects {tuple(wanted[name].shape)}"
-            )
-        if not tensor.isfinite().all():
-            raise BadCheckpoint(f"tensor {name!r} holds NaN or infinity; the file is damaged or training diverged")
-    model.load_state_dict(dict(state), strict=True)
 
 
 def _without_masks(state: State) -> tuple[State, list[str]]:

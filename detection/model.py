@@ -72,8 +72,11 @@ class ImageDetector(nn.Module):
         *,
         draws: Draws | None = None,
         shuffle: Shuffle | None = None,
+        proposals: Tensor | None = None,
     ) -> Output:
-        return self.detector(self.backbone(images), mask, targets, draws=draws, shuffle=shuffle)
+        """Detect; see `Detr` for noise, shuffling and proposals."""
+        found = self.backbone(images)
+        return self.detector(found, mask, targets, draws=draws, shuffle=shuffle, proposals=proposals)
 
     def loss(
         self,

@@ -105,10 +105,16 @@ def _proposal_weight(options: Options) -> float:
 
 def _deformable(state: State, options: Options) -> dict[str, Any]:
     return {
+        **_eps(options, 1e-5),
         "refine": "transformer.decoder.bbox_embed.0.layers.0.weight" in state,
         "two_stage": "transformer.enc_output.weight" in state,
         "proposal_weight": _proposal_weight(options),
     }
+
+
+def _eps(options: Options, published: float) -> dict[str, Any]:
+    """Of the inverse sigmoid; other libraries than the official ones have it otherwise."""
+    return {"eps": options.get("inverse_sigmoid_eps", published)}
 
 
 def _patterns(name: str, state: State) -> dict[str, Any]:
@@ -118,7 +124,7 @@ def _patterns(name: str, state: State) -> dict[str, Any]:
 def _dab(state: State, options: Options) -> dict[str, Any]:
     learned = any(name.endswith("activation.weight") for name in state)
     activation = options.get("transformer_activation", "prelu" if learned else "relu")
-    return {**_patterns("transformer.patterns.weight", state), "activation": activation}
+    return {**_eps(options, 1e-3), **_patterns("transformer.patterns.weight", state), "activation": activation}
 
 
 def _dab_deformable(state: State, options: Options) -> dict[str, Any]:
@@ -190,7 +196,9 @@ OFFICIAL: dict[str, Official] = {
         },
         scores="softmax",
     ),
-    "conditional_detr": Official(_conditional_layout, class_weight=2.0),
+    "conditional_detr": Official(
+        _conditional_layout, class_weight=2.0, options=lambda state, options: _eps(options, 1e-5)
+    ),
     "deformable_detr": Official(_deformable_layout, class_weight=2.0, options=_deformable, offset=-0.5),
     "dab_detr": Official(_dab_layout, options=_dab, eps=1e-6, temperature=20.0, cost_alpha=True, top="num_select"),
     "dab_deformable_detr": Official(

@@ -147,7 +147,7 @@ def focal_head(task: Task, sizes: Sizes, *, wide: float = 0.0) -> Head:
     classes, boxes = nn.Linear(sizes.width, task.num_classes), box_head(task, sizes)
     prior_bias(classes)
     zero_last_layer(boxes)
-    nn.init.constant_(boxes.layers[-1].bias[task.num_dims :], wide)  # type: ignore[index, arg-type]
+    nn.init.constant_(boxes.layers[-1].bias[task.num_dims :], wide)  # type: ignore[index]
     return Head(classes, boxes)
 
 
@@ -165,7 +165,7 @@ def cloned(head: Head, count: int, *, shared_classes: bool = False, shared_boxes
 def unbias_sizes(head: Head, task: Task) -> None:
     """Deformable DETR's first layer starts from small boxes; the ones after it start from its boxes."""
     assert isinstance(head.boxes, MLP)
-    nn.init.zeros_(head.boxes.layers[-1].bias[task.num_dims :])  # type: ignore[index, arg-type]
+    nn.init.zeros_(head.boxes.layers[-1].bias[task.num_dims :])  # type: ignore[index]
 
 
 def contrastive_denoising(task: Task, sizes: Sizes, *, label_rows: int | None = None) -> Denoising:

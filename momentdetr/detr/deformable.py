@@ -63,7 +63,7 @@ def attend_points(value: Tensor, level_shapes: Sequence[Sequence[int]], location
     """
     batch, _, num_heads, size = value.shape
     num_queries, num_points = locations.shape[1], locations.shape[4]
-    start, total = 0, 0
+    start, total = 0, value.new_zeros(batch, num_heads, num_queries, size)
     for level, shape in enumerate(level_shapes):
         count = math.prod(shape)
         grid = value[:, start : start + count].transpose(1, 2).reshape(batch * num_heads, *shape, size)
@@ -72,17 +72,20 @@ def attend_points(value: Tensor, level_shapes: Sequence[Sequence[int]], location
         weight = weights[:, :, :, level].transpose(1, 2)[..., None]  # (B, H, Q, P, 1)
         total = total + (sampled * weight.to(sampled.dtype)).sum(3)  # (B, H, Q, E)
         start += count
-    assert isinstance(total, Tensor)
     return total.transpose(1, 2).flatten(2)
 
 
 def directions(num_heads: int, num_dims: int) -> Tensor:
-    """Where each head's points start to look: the directions of a cell's neighbours, in turn -> (H, D).
+    """Where each head's points start to look: the directions of a cell's neighbours, spread evenly -> (H, D).
 
-    For eight heads and D = 2 they are the paper's ring of eight; for D = 1 heads look ahead and behind in turn.
+    For D = 2 they are the paper's: around the circle, from the first axis towards the second. For D = 1 heads look
+    ahead and behind in turn; for more axes the plane of the first two comes first.
     """
-    ring = [step for step in itertools.product((1, 0, -1), repeat=num_dims) if any(step)]
-    return torch.tensor([ring[head % len(ring)] for head in range(num_heads)], dtype=torch.float32)
+    steps = [step for step in itertools.product((0, 1, -1), repeat=num_dims) if any(step)]
+    ring = sorted(steps, key=lambda step: (*map(abs, step[2:]), math.atan2(sum(step[1:2]), step[0]) % (2 * math.pi)))
+    spread = max(num_heads, len(ring))  # more heads than neighbours go round again
+    chosen = [ring[head * spread // num_heads % len(ring)] for head in range(num_heads)]
+    return torch.tensor(chosen, dtype=torch.float32)
 
 
 class DeformableAttention(nn.Module):
@@ -140,17 +143,21 @@ class DeformableAttention(nn.Module):
         mixed = attend_points(value.unflatten(-1, (self.num_heads, -1)), memory.level_shapes, locations, weights)
         return self.out(mixed)
 
-    def locations(self, offsets: Tensor, references: Tensor, memory: Memory) -> Tensor:
-        """Offsets (B, Q, H, L, P, D) around references to fractions of each level, float32."""
-        references, offsets = at_least_float32(references), at_least_float32(offsets)
+    def on_levels(self, references: Tensor, memory: Memory) -> Tensor:
+        """References (B, Q, A), fractions of the valid part, to fractions of each level (B, Q, L, A), float32."""
+        references = at_least_float32(references)
         if memory.valid_ratios is None:
             ratios = references.new_ones(len(references), self.num_levels, self.num_dims)
         else:
             ratios = memory.valid_ratios.to(references.dtype)
         repeats = references.shape[-1] // self.num_dims
-        scaled = references[:, :, None] * ratios.repeat(1, 1, repeats)[:, None]  # (B, Q, L, A)
+        return references[:, :, None] * ratios.repeat(1, 1, repeats)[:, None]
+
+    def locations(self, offsets: Tensor, references: Tensor, memory: Memory) -> Tensor:
+        """Offsets (B, Q, H, L, P, D) around references (B, Q, A) to fractions of each level, float32."""
+        offsets, scaled = at_least_float32(offsets), self.on_levels(references, memory)
         centers, sizes = scaled[..., : self.num_dims], scaled[..., self.num_dims :]
-        if repeats == 2:
+        if sizes.shape[-1]:
             reach = offsets / self.num_points * sizes[:, :, None, :, None] * 0.5
         else:
             shapes = [tuple(reversed(shape)) for shape in memory.level_shapes]

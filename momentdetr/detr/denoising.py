@@ -224,13 +224,11 @@ class Denoising(nn.Module):
     def split(self, output: Output, group: Group, targets: Targets) -> Output:
         """Take the groups' predictions out of an output, and add their supervisions."""
         total = group.rows.total
-        names = [*map(str, range(len(output.layers) - 1)), ""]
+        names = ["denoising", *(f"denoising_{index}" for index in range(len(output.layers) - 1))]
         supervisions = [
-            supervision
-            for name, said in zip(names, output.layers, strict=True)
-            for supervision in self.judge(
-                "denoising" + (f"_{name}" if name else ""), _part(said, slice(0, total)), group.rows, targets
-            )
+            replace(supervision, auxiliary=name != "denoising")
+            for name, said in zip(names, (output.last, *output.layers[:-1]), strict=True)
+            for supervision in self.judge(name, _part(said, slice(0, total)), group.rows, targets)
         ]
         return Output(
             layers=tuple(_part(said, slice(total, None)) for said in output.layers),
@@ -269,10 +267,10 @@ class PairedDenoising(Denoising):
             return None
         groups = self.num_groups(longest)
         parts = []
-        for sample, mask in enumerate(targets.mask):
-            target = mask.nonzero().flatten()
-            place = torch.arange(2 * len(target), device=mask.device)
-            parts.append((torch.full_like(place, sample), target.repeat(2), place, place < len(target)))
+        for index, mask in enumerate(targets.mask):
+            own = mask.nonzero().flatten()
+            order = torch.arange(2 * len(own), device=mask.device)
+            parts.append((torch.full_like(order, index), own.repeat(2), order, order < len(own)))
         sample, target, place, named = (torch.cat(columns) for columns in zip(*parts, strict=True))
         near = torch.arange(len(sample), device=sample.device) < len(sample) // 2
         group = torch.arange(groups, device=sample.device).repeat_interleave(len(sample))

@@ -41,10 +41,13 @@ class Lent:
     def judged(self, output: Output) -> tuple[Supervision, ...]:
         """The pass's layers as supervisions, divided by the number of positives."""
         count = over_processes(self.assignment.query.new_tensor(len(self.assignment.query)).float())
-        names = [self.name, *(f"{self.name}_{i}" for i in range(len(output.layers) - 1))]
-        layers = [output.last, *output.layers[:-1]]
-        return tuple(
-            Supervision(name, said, self.assignment, count=count) for name, said in zip(names, layers, strict=True)
+        *earlier, last = output.layers
+        return (
+            Supervision(self.name, last, self.assignment, count=count),
+            *(
+                Supervision(f"{self.name}_{i}", said, self.assignment, count=count, auxiliary=True)
+                for i, said in enumerate(earlier)
+            ),
         )
 
 

@@ -233,7 +233,7 @@ class Criterion:
         layers = [Supervision("", output.last)]
         if self.auxiliary:
             layers += [Supervision(str(i), predictions) for i, predictions in enumerate(output.layers[:-1])]
-        return layers + list(output.supervisions)
+        return layers + [extra for extra in output.supervisions if self.auxiliary or not extra.auxiliary]
 
     def __call__(self, output: Output, targets: Targets) -> Losses:
         total, terms, assignments = output.hidden.new_zeros((), dtype=torch.float32), {}, {}

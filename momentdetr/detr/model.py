@@ -14,7 +14,7 @@ from momentdetr.detr.denoising import Denoising, Draws, touch
 from momentdetr.detr.hybrid import HybridHeads
 from momentdetr.detr.losses import Criterion, Losses
 from momentdetr.detr.neck import Neck
-from momentdetr.detr.types import Memory, Output, Targets
+from momentdetr.detr.types import Memory, Output, Queries, Targets
 
 
 class Detr(nn.Module):
@@ -49,6 +49,7 @@ class Detr(nn.Module):
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
         shuffle: Shuffle | None = None,
+        proposals: Tensor | None = None,
     ) -> Output:
         """Detect.
 
@@ -57,9 +58,11 @@ class Detr(nn.Module):
             draws: the groups' noise, or None: fresh noise.
             generator: of fresh noise.
             shuffle: how one-to-many heads choose at random; None: by the generator.
+            proposals: (B, Q) tokens to start from instead of the best ones, where queries are proposed.
         """
         memory = memory if self.encoder is None else self.encoder(memory)
-        output = self._decode(memory, targets, draws, generator)
+        queries = self.queries(memory) if proposals is None else self.queries(memory, proposals)
+        output = self._decode(queries, memory, targets, draws, generator)
         if self.hybrid is None or targets is None:
             return output
         supervisions, lent = self.hybrid(memory, targets, shuffle or _shuffle(generator))
@@ -67,10 +70,14 @@ class Detr(nn.Module):
         return replace(output, supervisions=sum(passes, (*output.supervisions, *supervisions)))
 
     def _decode(
-        self, memory: Memory, targets: Targets | None, draws: Draws | None, generator: torch.Generator | None
+        self,
+        queries: Queries,
+        memory: Memory,
+        targets: Targets | None,
+        draws: Draws | None,
+        generator: torch.Generator | None,
     ) -> Output:
         """Matching queries, and denoising groups where there are targets."""
-        queries = self.queries(memory)
         if self.denoising is None:
             return self.decoder(queries, memory)
         queries = self.denoising.matching_content(queries)
@@ -111,9 +118,11 @@ class Detector(nn.Module):
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
         shuffle: Shuffle | None = None,
+        proposals: Tensor | None = None,
     ) -> Output:
         """Feature maps (B, channels, *spatial), finest first, and the input's mask (B, *spatial), True where real."""
-        return self.detr(self.neck(features, mask), targets, draws=draws, generator=generator, shuffle=shuffle)
+        memory = self.neck(features, mask)
+        return self.detr(memory, targets, draws=draws, generator=generator, shuffle=shuffle, proposals=proposals)
 
     def loss(
         self,

@@ -4,7 +4,7 @@
 |---|---|---|---|---|---|
 | DETR | dense | empty | learned position | dense | none |
 | Conditional DETR | dense | empty | learned position -> point | conditional | none |
-| Deformable DETR | deformable | learned or from boxes | learned -> point or proposals | deformable | none or detached |
+| Deformable DETR | deformable | learned or from boxes | learned -> point, or proposals | deformable | none, detached |
 | DAB-DETR | dense, scaled positions | empty or patterns | anchors | conditional, modulated | look forward twice |
 | DAB-Deformable-DETR | deformable | learned | anchors | deformable | detached |
 | DN-DETR, DN-Deformable-DETR | as DAB | label embedding | as DAB, and noised targets | as DAB | as DAB |
@@ -76,7 +76,9 @@ def detr(
     )
 
 
-def conditional_detr(task: Task, sizes: Sizes | None = None, *, positions: Positions | None = None) -> Detector:
+def conditional_detr(
+    task: Task, sizes: Sizes | None = None, *, positions: Positions | None = None, eps: float = 1e-5
+) -> Detector:
     """Conditional DETR (Meng et al., 2021, arXiv 2108.06152)."""
     sizes = sizes or Sizes(dropout=0.1)
     guide = AnchorGuide(task.num_dims, sizes.width, makes_positions=False, modulated=False)
@@ -87,7 +89,7 @@ def conditional_detr(task: Task, sizes: Sizes | None = None, *, positions: Posit
         guide=guide,
         heads=[focal_head(task, sizes)],
         norm=nn.LayerNorm(sizes.width),
-        parametrization=CenterSize(1e-5),
+        parametrization=CenterSize(eps),
     )
     return Detector(
         neck=plain_neck(task, sizes, positions),
@@ -108,6 +110,7 @@ def deformable_detr(
     two_stage: bool = False,
     positions: Positions | None = None,
     proposal_weight: float = 1.0,
+    eps: float = 1e-5,
 ) -> Detector:
     """Deformable DETR (Zhu et al., 2021, arXiv 2010.04159); single-scale with one map and `num_levels=1`.
 
@@ -115,6 +118,7 @@ def deformable_detr(
         refine: each layer's box is the next one's reference.
         two_stage: queries are the encoder's best proposals; needs `refine`.
         proposal_weight: of the proposals' losses.
+        eps: of the inverse sigmoid; detrex has 1e-3.
     """
     sizes = sizes or Sizes(feed_forward=1024, dropout=0.1)
     heads = [focal_head(task, sizes, wide=0.0 if two_stage else -2.0)]
@@ -127,12 +131,12 @@ def deformable_detr(
     queries: nn.Module
     if two_stage:
         own = heads[-1]
-        head = ProposalHead(sizes.width, classes=own.classes, boxes=own.boxes)
+        proposals = ProposalHead(sizes.width, classes=own.classes, boxes=own.boxes)
         queries = ProposedQueries(
             sizes.num_queries,
             sizes.width,
             task.num_dims,
-            head=head,
+            head=proposals,
             ranking=by_first_class,
             selection="pure",
             judged="all",
@@ -148,7 +152,7 @@ def deformable_detr(
         guide=FixedGuide(),
         heads=heads[: sizes.decoder_layers],
         norm=None,
-        parametrization=CenterSize(1e-5),
+        parametrization=CenterSize(eps),
         refinement="detached" if refine else "none",
     )
     return Detector(
@@ -168,6 +172,7 @@ def dab_detr(
     denoising: Denoising | None = None,
     activation: str = "prelu",
     positions: Positions | None = None,
+    eps: float = 1e-3,
 ) -> Detector:
     """DAB-DETR (Liu et al., 2022, arXiv 2201.12329); with `denoising` DN-DETR (Li et al., 2022, arXiv 2203.01305)."""
     sizes = sizes or Sizes()
@@ -178,7 +183,7 @@ def dab_detr(
         guide=guide,
         heads=[focal_head(task, sizes)],
         norm=nn.LayerNorm(sizes.width),
-        parametrization=CenterSize(1e-3),
+        parametrization=CenterSize(eps),
         refinement="look_forward_twice",
     )
     queries = AnchorQueries(sizes.num_queries, sizes.width, 2 * task.num_dims, num_patterns=num_patterns)

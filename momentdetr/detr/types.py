@@ -120,6 +120,7 @@ class Supervision:
         count: scalar that the terms are divided by; None: the number of the batch's targets.
         class_agnostic: whether every target counts as class 0 (Deformable DETR's proposals).
         terms: name -> weight and loss term, where it is not judged by the criterion's own (dense heads).
+        auxiliary: whether it is of an earlier layer, which a criterion may leave out.
         only: names of the loss terms that judge it; None: all of the criterion's.
     """
 
@@ -131,6 +132,7 @@ class Supervision:
     count: Tensor | None = None
     class_agnostic: bool = False
     terms: Mapping[str, tuple[float, LossTerm]] | None = None
+    auxiliary: bool = False
     only: tuple[str, ...] | None = None
 
 

@@ -38,17 +38,15 @@ NAMES = {
     "dino": "dino",
 }
 TERMS = {"class": "loss_ce", "l1": "loss_bbox", "giou": "loss_giou"}
+PERMITTED = {"train_*.rng.*": Reason.DRAW, "pred_masks*": Reason.MASKS}
 PINS = ("*",)  # sine positions, reference points and IoU of empty boxes are float32 whatever the model's precision
 
 
 def run(golden: Golden, dtype: str) -> Run:
     """Evaluate and train on the golden inputs, through the converter."""
     leaves = leaves_of(golden, DTYPES[dtype])
-    maps = len([n for n in golden.state if re.fullmatch(r"(detr\.)?input_proj\.\d+\.0\.weight", n)]) or 1
-    options = golden.args
-    used = min(maps, len(options.get("return_interm_indices", (1, 2, 3)))) if "backbone" in options else maps
-    backbone = tiny_backbone(golden.config, used)
-    conversion = convert_state(leaves, options, backbone=backbone)
+    backbone = tiny_backbone(golden.config, _num_maps(golden)) if "tiny_backbone" in golden.config else None
+    conversion = convert_state(leaves, golden.args, backbone=backbone)
     model = build(conversion.config, backbone).to(DTYPES[dtype])
     model.load_state_dict({name: value.detach() for name, value in conversion.state.items()})
     images, mask = golden.inputs["images"].to(DTYPES[dtype]), ~golden.inputs["mask"].bool()
@@ -64,6 +62,12 @@ def run(golden: Golden, dtype: str) -> Run:
         keep = {key: v for key, v in cases[name].losses.items() if not _is_logged(key) or key in logged}
         cases[name] = Case(keep, cases[name].weighted_sum, cases[name].indices, cases[name].gradients)
     return Run(outputs, cases)
+
+
+def _num_maps(golden: Golden) -> int:
+    """How many of the backbone's maps the detector projects as they are."""
+    projections = [golden.state[name] for name in golden.state if re.fullmatch(r"input_proj\.(\d+\.0\.)?weight", name)]
+    return sum(weight.shape[-1] == 1 for weight in projections)
 
 
 def leaves_of(golden: Golden, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -292,6 +296,4 @@ def _accepts(system: str) -> Any:
     return lambda config: config.get("system") == system and "src_vid_dim" not in config
 
 
-SYSTEMS = tuple(
-    System(name, _accepts(name), run, pins=PINS, permitted={"train_*.rng.*": Reason.DRAW}) for name in NAMES
-)
+SYSTEMS = tuple(System(name, _accepts(name), run, pins=PINS, permitted=PERMITTED) for name in NAMES)
