@@ -75,8 +75,9 @@ def test_rows_train_in_any_number_of_dimensions(name: str, num_dims: int) -> Non
     losses = detector.loss(maps, mask, targets_of(num_dims), generator=torch.Generator().manual_seed(1))
     losses.total.backward()
     assert losses.total.isfinite()
-    silent = [n for n, p in detector.named_parameters() if p.grad is None or not p.grad.any()]
-    assert silent == []
+    silent = {n for n, p in detector.named_parameters() if p.grad is None or not p.grad.any()}
+    # A level's scale learns where the level has a positive; anchors of the coarser ones are larger than this input.
+    assert silent <= {f"detr.hybrid.heads.1.scales.{level}" for level in (1, 2, 3)}
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -194,7 +195,10 @@ def test_proposals_carry_no_gradient(num_dims: int, generator: torch.Generator) 
         head=RegionHead(num_dims, 8, CLASSES, hidden=8, bins=2),
         rows=8,
     )
-    (regions, judged), candidates = head(pyramid_of(num_dims, 8, generator), targets_of(num_dims), shuffle)
+    pyramid = pyramid_of(num_dims, 8, generator)
+    for level in pyramid.levels:
+        level.requires_grad_()
+    (regions, judged), candidates = head(pyramid, targets_of(num_dims), shuffle)
     assert not candidates.corners.requires_grad
     assert candidates.features.requires_grad
     judged.predictions.boxes.sum().backward()
@@ -275,7 +279,7 @@ def test_few_negatives_come_again_and_none_become_nothing() -> None:
 def test_positives_keep_their_boxes_and_targets(num_dims: int) -> None:
     queries = lending(num_dims, least=3)
     candidates = candidates_of([[BACKGROUND, 1, 0], [0, BACKGROUND, BACKGROUND]], num_dims, 12)
-    extents = torch.tensor([[4.0] * num_dims, [8.0] * num_dims])
+    extents = torch.tensor([[3.0] * num_dims, [8.0] * num_dims])
     lent = queries("x", candidates, extents, shuffle)
     assert lent.rows.tolist() == [[1, 2, 0], [0, 2, 1]]
     pairs = zip(*(part.tolist() for part in (lent.assignment.sample, lent.assignment.query)), strict=True)
@@ -284,7 +288,7 @@ def test_positives_keep_their_boxes_and_targets(num_dims: int) -> None:
     assert lent.queries.references is not None
     corners = to_corners(lent.queries.references) * extents.repeat(1, 2)[:, None]
     assert torch.allclose(corners[0, 0], candidates.corners[0, 1])
-    assert corners.max() > extents.max() - 1e-6  # boxes may reach beyond their sample
+    assert torch.allclose(corners[0].max(), torch.tensor(4.0))  # boxes may reach beyond their sample
 
 
 def test_heads_have_a_place_of_their_own() -> None:
