@@ -65,7 +65,7 @@ def _decoders() -> Iterator[Finding]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "grey.mp4"
         shades = [40 * i for i in range(6)]
-        wrote = _attempt(lambda: write_video(path, (np.full((64, 64, 3), s, np.uint8) for s in shades), fps=1.0))
+        wrote = _attempt(lambda: write_video(path, (np.full((64, 64, 3), s, np.uint8) for s in shades), 1.0))
         yield Finding("write H.264", wrote or "works, without the ffmpeg program", wrote is None)
         for decoder in ("pyav", "decord"):
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from momentdetr.errors import BadInput
-from momentdetr.search.files import atomic
+from momentdetr.search.files import make_folder
 
 if TYPE_CHECKING:
     from momentdetr.search.results import SearchResult
@@ -32,13 +32,13 @@ def save_clips(result: SearchResult, folder: Path) -> list[Path]:
 
     if result.path is None:
         raise BadInput(f"{result.video}: no file to cut clips from; search a video that was encoded from a file")
+    make_folder(folder)
     written = []
     for number, answer in enumerate(result, start=1):
         for rank, moment in enumerate(answer.moments, start=1):
             name = f"{number}-{rank}_{_slug(answer.query)}_{moment.start_s:.1f}s-{moment.end_s:.1f}s.mp4"
-            with atomic(folder / name) as temporary:
-                cut_clip(result.path, moment.start_s, moment.end_s, temporary)
-            written.append(folder / name)
+            salvage = not result.complete
+            written.append(cut_clip(result.path, moment.start_s, moment.end_s, folder / name, salvage=salvage))
     return written
 
 

@@ -23,9 +23,9 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises:
         StoreError: the folder cannot be made, or the file not written or moved.
     """
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(4)}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}. Choose another place.") from error
@@ -38,6 +38,18 @@ def atomic(path: Path) -> Iterator[Path]:
         raise StoreError(f"cannot write {path}: {error.strerror or error}. Choose another place.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, if they are not there.
+
+    Raises:
+        StoreError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write to {path}: {error.strerror or error}. Choose another folder.") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -75,7 +75,7 @@ def _frames(result: SearchResult) -> Any:
         return None
     times = [(i + 0.5) * result.duration_s / NUM_FRAMES for i in range(NUM_FRAMES)]
     try:
-        return read_frames(result.path, times, image_size=FRAME_SIZE).frames
+        return read_frames(result.path, times, image_size=FRAME_SIZE, salvage=not result.complete).frames
     except BadVideo:  # damaged at one of these places, or gone: the curves are worth showing without
         return None
 

@@ -103,8 +103,10 @@ def test_weights_without_a_digest_are_not_cached(film: Path, tmp_path: Path) -> 
 def damaged(film: Path, folder: Path) -> Path:
     """The film with noise in the second half of its pictures."""
     data = bytearray(film.read_bytes())
-    start = data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 2
-    data[start : start + 2000] = np.random.default_rng(1).integers(0, 255, 2000, dtype=np.uint8).tobytes()
+    box = data.index(b"mdat")
+    size = int.from_bytes(data[box - 4 : box], "big")
+    noise = np.random.default_rng(1).integers(0, 255, size // 4, dtype=np.uint8).tobytes()
+    data[box + size // 2 : box + size // 2 + len(noise)] = noise
     path = folder / "damaged.mp4"
     path.write_bytes(data)
     return path
