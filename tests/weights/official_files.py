@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +165,21 @@ def write_official(path: Path, state: dict[str, Tensor], **options: Any) -> None
         },
         path,
     )
+
+
+def write_lighthouse(path: Path, state: dict[str, Tensor], **options: Any) -> None:
+    """What Lighthouse writes: weights, and options in a class of a package that need not be installed to read them."""
+    module = types.ModuleType("easydict")
+    easydict = type("EasyDict", (dict,), {"__module__": "easydict"})
+    module.EasyDict = easydict  # type: ignore[attr-defined]
+    present = sys.modules.get("easydict")
+    sys.modules["easydict"] = module
+    try:
+        torch.save({"model": state, "opt": easydict(OPTIONS | {"v_feat_types": "clip"} | options)}, path)
+    finally:
+        del sys.modules["easydict"]
+        if present is not None:
+            sys.modules["easydict"] = present
 
 
 def write_clip(path: Path, model_name: str) -> None:

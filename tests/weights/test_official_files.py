@@ -59,16 +59,18 @@ def clip_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "shapes"),
+    ("name", "shapes", "write"),
     [
-        ("qd-detr-clip", official_files.qd_detr_shapes()),
-        ("moment-detr-clip", official_files.moment_detr_shapes()),
+        ("qd-detr-clip", official_files.qd_detr_shapes(), official_files.write_official),
+        ("moment-detr-clip", official_files.moment_detr_shapes(), official_files.write_official),
+        ("lighthouse-qd-detr-clip", official_files.qd_detr_shapes(), official_files.write_lighthouse),
     ],
+    ids=["qd-detr", "moment-detr", "lighthouse"],
 )
 def test_full_size_files_are_pulled_and_verified(
-    server: Any, home: Home, tmp_path: Path, clip_bytes: bytes, name: str, shapes: official_files.Shapes
+    server: Any, home: Home, tmp_path: Path, clip_bytes: bytes, name: str, shapes: official_files.Shapes, write: Any
 ) -> None:
-    official_files.write_official(tmp_path / "model_best.ckpt", official_files.random_state(shapes, seed=0))
+    write(tmp_path / "model_best.ckpt", official_files.random_state(shapes, seed=0))
     checkpoint = (tmp_path / "model_best.ckpt").read_bytes()
     registry = _serve(server, name, clip_bytes, checkpoint)
     server.pages[next(iter(server.pages))].cut_after = [400_000_000]
