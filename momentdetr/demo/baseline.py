@@ -44,10 +44,10 @@ class Settings:
 GRID = tuple(
     Settings(smoothing, relative, threshold, gap)
     for smoothing, (relative, threshold), gap in product(
-        (1, 3, 5, 7),
+        (1, 3, 5),
         [(True, round(0.1 * step, 2)) for step in range(2, 10)]
-        + [(False, round(0.05 * step, 2)) for step in range(19)],
-        (0, 1, 2, 4),
+        + [(False, round(0.05 * step, 2)) for step in range(2, 17)],
+        (0, 1, 3),
     )
 )
 
@@ -94,9 +94,11 @@ def mean_ap(records: Sequence[MomentRecord], curves: Sequence[Curve], settings: 
     return evaluate_moments(predictions, records, clip_length_s=CLIP_LENGTH_S).brief["MR-full-mAP"]
 
 
-def search_settings(records: Sequence[MomentRecord], curves: Sequence[Curve]) -> tuple[Settings, float]:
-    """The settings of `GRID` with the highest mAP on these queries (training videos), and that mAP in percent."""
-    scored = [(mean_ap(records, curves, settings), settings) for settings in GRID]
+def search_settings(
+    records: Sequence[MomentRecord], curves: Sequence[Curve], grid: Sequence[Settings] = GRID
+) -> tuple[Settings, float]:
+    """The settings with the highest mAP on these queries (of training videos), and that mAP in percent."""
+    scored = [(mean_ap(records, curves, settings), settings) for settings in grid]
     best, settings = max(scored, key=lambda pair: pair[0])
     return settings, best
 

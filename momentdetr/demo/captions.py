@@ -20,9 +20,10 @@ from momentdetr.demo.vocabulary import COLOURS, MOTIONS, SHAPES
 
 _COLOURS, _SHAPES, _MOTIONS = list(COLOURS), list(SHAPES), list(MOTIONS)
 _GRID = "abcdefghijklmnopqrst"
+GRID_SIZE = len(_GRID)
 _NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _SIZES = 8
-_TURNS = 12
+NUM_TURNS = 12
 _SYMMETRY = {"disc": 1, "square": 4, "triangle": 3, "star": 5, "cross": 4, "heart": 1}
 COLUMNS = ("colour", "shape", "x", "y", "size", "turn")
 """What a caption may tell; a frame's slots and a caption's wishes are arrays with these last-axis entries."""
@@ -58,7 +59,7 @@ def frame_slots(scene: Scene) -> NDArray[np.float32]:
         for slot, event in enumerate(event for event in scene.events if event.visible_at(time)):
             pose = event.pose_at(time)
             size = np.log(pose.radius / 0.06) / np.log(0.19 / 0.06) * _SIZES - 0.5
-            turn = (pose.angle * _SYMMETRY[event.shape] / 360 % 1) * _TURNS
+            turn = (pose.angle * _SYMMETRY[event.shape] / 360 % 1) * NUM_TURNS
             slots[clip, slot] = (
                 _COLOURS.index(event.colour),
                 _SHAPES.index(event.shape),
@@ -148,20 +149,62 @@ def _say(wish: NDArray[np.float32], in_query_words: bool, rng: np.random.Generat
     if not np.isnan(wish[4]):
         words.append(f"size {_NUMBERS[int(np.clip(wish[4], 0, _SIZES - 1))]}")
     if not np.isnan(wish[5]):
-        words.append(f"turned {_NUMBERS[int(wish[5]) % _TURNS]}")
+        words.append(f"turned {_NUMBERS[int(wish[5]) % NUM_TURNS]}")
     return " ".join(words)
 
 
 def _judge(slots: NDArray[np.float32], wishes: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Truth and clearness of each wish for each frame: within 0.6 bins is true, beyond 1.2 bins is false."""
     distance = np.abs(slots[:, :, None] - wishes)  # (N, slots, M, 6)
-    distance[..., 5] = np.minimum(distance[..., 5], _TURNS - distance[..., 5])
+    distance[..., 5] = np.minimum(distance[..., 5], NUM_TURNS - distance[..., 5])
     asked = ~np.isnan(wishes)
     there = ~np.isnan(slots[:, :, None, 0])
     near = ((distance <= 0.6) | ~asked).all(-1) & there
     possible = ((distance <= 1.2 * (np.arange(6) > 1)) | ~asked).all(-1) & there
     truth = near.any(1)
     return truth, truth | ~possible.any(1)
+
+
+_BINS = 24
+SPELLED = 2 * _BINS * (len(_COLOURS) + len(_SHAPES)) + len(_COLOURS) * len(_SHAPES) + _SIZES * len(_COLOURS)
+SPELLED += NUM_TURNS * len(_SHAPES)
+"""Length of what `spell` gives."""
+
+
+def spell(slots: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Write out what frames show, bin by bin; between two bins both get their share.
+
+    Args:
+        slots: (N, slots, 6) of `frame_slots`.
+
+    Returns:
+        (N, SPELLED) in [0, 1]: for each colour and each shape where it is across and down, which colour has which
+        shape, the size of each colour, the turn of each shape.
+    """
+    num_frames = len(slots)
+    across = np.zeros((num_frames, 2, len(_COLOURS) + len(_SHAPES), _BINS), np.float32)
+    pairs = np.zeros((num_frames, len(_COLOURS), len(_SHAPES)), np.float32)
+    sizes = np.zeros((num_frames, len(_COLOURS), _SIZES), np.float32)
+    turns = np.zeros((num_frames, len(_SHAPES), NUM_TURNS), np.float32)
+    for frame, slot in np.argwhere(~np.isnan(slots[..., 0])):
+        colour, shape, *place, size, turn = slots[frame, slot].tolist()
+        colour, shape = int(colour), int(shape)
+        pairs[frame, colour, shape] = 1
+        for axis, value in enumerate(place):
+            for row in (colour, len(_COLOURS) + shape):
+                _share(across[frame, axis, row], (value + 0.5) / len(_GRID) * _BINS - 0.5)
+        _share(sizes[frame, colour], size)
+        if shape != 0:
+            _share(turns[frame, shape], turn, wraps=True)
+    return np.concatenate([part.reshape(num_frames, -1) for part in (across, pairs, sizes, turns)], 1)
+
+
+def _share(bins: NDArray[np.float32], value: float, wraps: bool = False) -> None:
+    """Give the two bins around a value their shares, in place."""
+    low = int(np.floor(value))
+    for bin_, share in ((low, low + 1 - value), (low + 1, value - low)):
+        index = bin_ % len(bins) if wraps else min(max(bin_, 0), len(bins) - 1)
+        bins[index] = max(bins[index], share)
 
 
 def texts_of_all_kinds(rng: np.random.Generator, count: int) -> Sequence[str]:

@@ -2,7 +2,7 @@
 
 Two contrastive losses with a sigmoid, both with exact truth. Frames against captions teaches colours, shapes, places,
 sizes and turns. Runs of five frames against sentences teaches the text tower the words for motion, and the image
-tower to keep what tells motion; the small head that reads a run is thrown away afterwards, and what is left is an
+tower to keep what tells motion. `clip_heads` help both along and are thrown away afterwards; what is left is an
 ordinary CLIP that sees one frame at a time.
 """
 
@@ -12,41 +12,31 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from momentdetr.demo.captions import Captions, make_captions, make_sentences, texts_of_all_kinds
+from momentdetr.demo.captions import Captions, make_captions, make_sentences, spell, texts_of_all_kinds
+from momentdetr.demo.clip_heads import RUN, CellHead, RunHead, SlotHead
 from momentdetr.demo.footage import Footage
 
 IMAGE_SIZE = 96
 CONTEXT = 32
 MODEL_CONFIG: dict[str, Any] = {
     "embed_dim": 256,
-    "vision_cfg": {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 12},
+    "vision_cfg": {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 12, "head_width": 32},
     "text_cfg": {"context_length": CONTEXT, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
 }
 MEAN, STD = (0.35, 0.35, 0.35), (0.25, 0.25, 0.25)
 PREPROCESS = {"size": IMAGE_SIZE, "mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
-RUN = 5
-"""Frames that the discarded run head sees at once."""
-
-
-class RunHead(nn.Module):
-    """Reads the motion of the middle frame out of a run of frame embeddings."""
-
-    def __init__(self, embed_dim: int, text_width: int) -> None:
-        super().__init__()
-        self.video = nn.Sequential(nn.Linear(RUN * embed_dim, 384), nn.ReLU(), nn.Linear(384, embed_dim))
-        self.text = nn.Linear(text_width, embed_dim)
-        self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.bias = nn.Parameter(torch.tensor(-8.0))
 
 
 @dataclass(frozen=True)
@@ -54,7 +44,8 @@ class Options:
     """How long and how fast."""
 
     steps: int = 2400
-    runs: int = 52
+    runs: int = 30
+    single_frames: int = 110
     captions: int = 256
     sentences: int = 192
     learning_rate: float = 2e-3
@@ -71,18 +62,25 @@ def train(footage: Footage, options: Options, report: Callable[[int, dict[str, f
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
     model = open_clip.CLIP(**MODEL_CONFIG).to(memory_format=torch.channels_last)
+    look_everywhere(model.visual.attnpool)
     used = _used_tokens(rng)
     model.token_embedding = nn.Embedding(len(used), MODEL_CONFIG["text_cfg"]["width"])  # the rest is zero
     nn.init.normal_(model.token_embedding.weight, std=0.05)
     model.logit_bias = nn.Parameter(torch.tensor(-8.0))
     nn.init.constant_(model.logit_scale, math.log(10.0))
-    head = RunHead(MODEL_CONFIG["embed_dim"], MODEL_CONFIG["text_cfg"]["width"])
-    parameters = [*model.parameters(), *head.parameters()]
+    heads = nn.ModuleDict(
+        {
+            "run": RunHead(MODEL_CONFIG["embed_dim"], MODEL_CONFIG["text_cfg"]["width"]),
+            "slot": SlotHead(MODEL_CONFIG["embed_dim"]),
+            "cell": CellHead(16 * MODEL_CONFIG["vision_cfg"]["width"]),
+        }
+    )
+    parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, options.steps, pct_start=0.08)
     model.train()
     for step, batch in zip(range(options.steps), _batches(footage, options, rng), strict=False):
-        losses = _losses(model, head, batch, used)
+        losses = _losses(model, heads, batch, used)
         optimizer.zero_grad()
         sum(losses.values(), torch.zeros(())).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -92,58 +90,99 @@ def train(footage: Footage, options: Options, report: Callable[[int, dict[str, f
     return _widen(model, used).eval()
 
 
+@torch.no_grad()
+def look_everywhere(pool: Any) -> None:
+    """Start the attention pooling with one head per cell of the picture's last feature map.
+
+    From its usual start all heads average over all cells, which forgets where things are, and it takes long to learn
+    otherwise. Here each cell's positional embedding is a direction of its own, and one head's keys answer to it.
+
+    Args:
+        pool: open_clip's AttentionPool2d with more heads than cells.
+    """
+    cells, width = len(pool.positional_embedding) - 1, pool.positional_embedding.shape[1]
+    head_width = width // pool.num_heads
+    basis = torch.randn(width, cells + 1)
+    basis[:, 0] = 1  # the others are orthogonal to what all channels have in common
+    directions = torch.linalg.qr(basis)[0].T[1:]  # (cells, width)
+    strength = 4.0
+    pool.positional_embedding[1:] = strength * directions
+    for head, direction in enumerate(directions):
+        row = head * head_width
+        pool.k_proj.weight[row] = direction
+        pool.q_proj.weight[row] = 0
+        pool.q_proj.bias[row] = math.sqrt(head_width)  # a logit of `strength` for the own cell, about 0 elsewhere
+
+
 @dataclass(frozen=True)
 class _Batch:
+    """Frames (N, 3, S, S), runs first, with what is said of them; sentences are about the runs."""
+
     frames: Tensor
+    slots: NDArray[np.float32]
     captions: Captions
     sentences: Captions
 
 
 def _batches(footage: Footage, options: Options, rng: np.random.Generator) -> Iterator[_Batch]:
-    """Runs from anywhere, most with something going on in the middle."""
-    starts = np.concatenate([np.arange(a, b - RUN + 1) for a, b in zip(footage.first, footage.first[1:], strict=False)])
+    """Runs with something going on in the middle, a few without, and single frames that show something."""
+    starts = np.concatenate([np.arange(a, b - RUN + 1) for a, b in pairwise(footage.first)])
     middle = footage.happening[starts + RUN // 2, 0, 0] >= 0
     busy, idle = starts[middle], starts[~middle]
+    shown = np.flatnonzero(np.isfinite(footage.slots[:, 0, 0]))
+    num_idle = options.runs // 10
     while True:
-        chosen = np.concatenate([rng.choice(busy, options.runs - 4), rng.choice(idle, 4)])
-        rows = (chosen[:, None] + np.arange(RUN)).ravel()
+        chosen = np.concatenate([rng.choice(busy, options.runs - num_idle), rng.choice(idle, num_idle)])
+        rows = np.concatenate([(chosen[:, None] + np.arange(RUN)).ravel(), rng.choice(shown, options.single_frames)])
         yield _Batch(
-            _augment(footage.frames[rows], rng),
+            _augment(footage.frames[rows], options.runs, rng),
+            footage.slots[rows],
             make_captions(footage.slots[rows], options.captions, rng),
             make_sentences(footage.happening[chosen + RUN // 2], options.sentences, rng),
         )
 
 
-def _augment(frames: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
+def _augment(frames: NDArray[np.uint8], runs: int, rng: np.random.Generator) -> Tensor:
     """Normalise; change brightness and contrast a little, the same within a run."""
-    runs = len(frames) // RUN
-    gain = np.repeat(rng.uniform(0.9, 1.1, runs), RUN).astype(np.float32)
-    shift = np.repeat(rng.uniform(-0.04, 0.04, runs), RUN).astype(np.float32)
+
+    def draw(low: float, high: float) -> Tensor:
+        values = rng.uniform(low, high, runs + len(frames) - runs * RUN).astype(np.float32)
+        return torch.from_numpy(np.concatenate([np.repeat(values[:runs], RUN), values[runs:]]))[:, None, None, None]
+
     pictures = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255  # (N, 3, S, S), channels last in memory
-    pictures = pictures * torch.from_numpy(gain)[:, None, None, None] + torch.from_numpy(shift)[:, None, None, None]
+    pictures = pictures * draw(0.9, 1.1) + draw(-0.04, 0.04)
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     return (pictures - mean) / std
 
 
-def _losses(model: Any, head: RunHead, batch: _Batch, used: Tensor) -> dict[str, Tensor]:
+def _losses(model: Any, heads: Any, batch: _Batch, used: Tensor) -> dict[str, Tensor]:
     with torch.autocast("cpu", torch.bfloat16):
-        image = model.visual(batch.frames).float()  # (N, E)
-        states = encode_states(model, batch.captions.texts + batch.sentences.texts, used)
-    pooled = states.float()  # (M, W)
-    image = nn.functional.normalize(image, dim=-1)
-    num_captions = len(batch.captions.texts)
-    caption = nn.functional.normalize(pooled[:num_captions] @ model.text_projection, dim=-1)
+        cells = _feature_map(model.visual, batch.frames)
+        image = model.visual.attnpool(model.visual.layer4(cells)).float()  # (N, E)
+        states = encode_states(model, batch.captions.texts + batch.sentences.texts, used).float()  # (M, W)
+    image = F.normalize(image, dim=-1)
+    num_captions, in_runs = len(batch.captions.texts), RUN * len(batch.sentences.truth)
+    caption = F.normalize(states[:num_captions] @ model.text_projection, dim=-1)
     frame_logits = model.logit_scale.exp() * image @ caption.T + model.logit_bias
-    run = nn.functional.normalize(head.video(image.reshape(-1, RUN * image.shape[-1])), dim=-1)
-    told = nn.functional.normalize(head.text(pooled[num_captions:]), dim=-1)
-    run_logits = head.scale.exp() * run @ told.T + head.bias
-    return {"frames": _sigmoid_loss(frame_logits, batch.captions), "runs": _sigmoid_loss(run_logits, batch.sentences)}
+    run_logits = heads["run"](image[:in_runs], states[num_captions:])
+    return {
+        "frames": _sigmoid_loss(frame_logits, batch.captions),
+        "runs": _sigmoid_loss(run_logits, batch.sentences),
+        "slots": 0.1 * heads["slot"].loss(image, torch.from_numpy(spell(batch.slots))),
+        **heads["cell"].losses(cells, batch.slots),
+    }
+
+
+def _feature_map(tower: Any, frames: Tensor) -> Tensor:
+    """open_clip's ModifiedResNet up to its last but one stage: (N, 16 * width, 6, 6)."""
+    maps: Tensor = tower.layer3(tower.layer2(tower.layer1(tower.stem(frames))))
+    return maps
 
 
 def _sigmoid_loss(logits: Tensor, captions: Captions) -> Tensor:
     """SigLIP's loss with known truth: binary cross-entropy, summed over texts, averaged over pictures."""
     truth, clear = torch.from_numpy(captions.truth).float(), torch.from_numpy(captions.clear).float()
-    loss = nn.functional.binary_cross_entropy_with_logits(logits, truth, weight=clear, reduction="sum")
+    loss = F.binary_cross_entropy_with_logits(logits, truth, weight=clear, reduction="sum")
     return loss / max(float(captions.truth.sum()), 1.0)
 
 
@@ -172,7 +211,7 @@ def encode_states(model: Any, texts: list[str], used: Tensor) -> Tensor:
 def _used_tokens(rng: np.random.Generator) -> Tensor:
     """Every token number that the world's language can produce, in order; 0 (padding) is one of them."""
     texts: list[str] = []
-    for _ in range(40):
+    for _ in range(10):
         texts += texts_of_all_kinds(rng, 500)
     return torch.unique(torch.cat([tokenize(texts).flatten(), torch.zeros(1, dtype=torch.long)]))
 
