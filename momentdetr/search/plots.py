@@ -12,11 +12,12 @@ from momentdetr.search.files import atomic
 from momentdetr.search.formats import timestamp
 
 if TYPE_CHECKING:
+    from momentdetr.retrieval.types import Moment
     from momentdetr.search.results import QueryResult, SearchResult
 
 NUM_FRAMES = 10
 FRAME_SIZE = 160
-CURVE, FOUND, TRUE = "#4c566a", "#2a78d6", "#2e9e5b"
+CURVE, FOUND, TRUE, INK = "#4c566a", "#2a78d6", "#2e9e5b", "#12305c"
 
 
 def plot(result: SearchResult, path: Path, *, truth: Mapping[str, Sequence[tuple[float, float]]] | None = None) -> Path:
@@ -99,15 +100,29 @@ def _draw_answer(
         alpha = 0.10 + 0.35 * max(min(moment.score, 1.0), 0.0)
         axis.axvspan(moment.start_s, moment.end_s, ymin=0.07, color=FOUND, alpha=alpha, linewidth=0)
         if rank == 0:
-            axis.annotate(
-                f"{timestamp(moment.start_s)} - {timestamp(moment.end_s)}  {moment.score:.2f}",
-                (moment.start_s, 0.96), xycoords=("data", "axes fraction"), va="top", fontsize=8, color=FOUND,
-            )  # fmt: skip
+            _label(axis, moment, result.duration_s)
     absent = "  (probably not in this video)" if answer.is_probably_absent else ""
     shown = answer.query if len(answer.query) <= 110 else answer.query[:109] + "…"
+    if true_windows:
+        axis.set_title("green: true, blue: found", loc="right", fontsize=8, color=INK)
     # Queries are any text: a dollar sign must not start a formula.
     axis.set_title(" ".join(shown.split()) + absent, loc="left", fontsize=10, parse_math=False)
     axis.set(xlim=(0, result.duration_s), yticks=[])
     axis.xaxis.set_major_formatter(lambda seconds, _: timestamp(max(seconds, 0.0)))
     for side in ("top", "left", "right"):
         axis.spines[side].set_visible(False)
+
+
+def _label(axis: Any, moment: Moment, duration_s: float) -> None:
+    """Times and score at the top of a moment, to the side where there is room."""
+    late = moment.start_s > 0.7 * duration_s
+    text = axis.annotate(
+        f"{timestamp(moment.start_s)} - {timestamp(moment.end_s)}  {moment.score:.2f}",
+        (moment.end_s if late else moment.start_s, 0.96),
+        xycoords=("data", "axes fraction"),
+        ha="right" if late else "left",
+        va="top",
+        fontsize=8,
+        color=INK,
+    )
+    text.set_in_layout(False)  # else a label beyond the axis would squeeze it
