@@ -14,7 +14,9 @@ import torch
 from momentdetr.errors import BadCheckpoint, BadInput, WeightsUnavailable
 from momentdetr.features.clip import OpenClipEncoder
 from momentdetr.retrieval import checkpoint
+from momentdetr.search.encoding import EncodedVideo
 from momentdetr.search.loading import load
+from momentdetr.search.windows import cut
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +130,19 @@ def test_features_that_came_as_files_cannot_be_made_here(copied: Path) -> None:
 def test_an_unknown_device_is_refused(tiny: Path) -> None:
     with pytest.raises(BadInput, match="toaster"):
         load(tiny, device="toaster")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_answers_as_the_cpu(tiny: Path) -> None:
+    on_cpu, on_cuda = load(tiny, device="cpu", cache=False), load(tiny, device="auto", cache=False)
+    assert on_cuda.device.type == "cuda"
+    frames = np.random.default_rng(0).integers(0, 255, (70, 32, 32, 3), dtype=np.uint8)
+    answers = []
+    for retriever in (on_cpu, on_cuda):
+        features = retriever.encoder.encode_frames(frames)
+        video = EncodedVideo("film", features, tiny_model.CLIP_LENGTH_S, 35.0, retriever.spec)
+        answers.append(retriever.answers(video, cut(70, tiny_model.MAX_CLIPS), ["a red circle"])[0])
+    for one, other in zip(*answers, strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-3)
+        assert one.saliency == pytest.approx(other.saliency, abs=1e-3)

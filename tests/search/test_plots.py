@@ -40,8 +40,8 @@ def test_moments_and_truth_stand_at_their_times(tmp_path: Path) -> None:
     path = plot(RESULT, tmp_path / "picture.png", truth={RESULT[0].query: [(60.0, 80.0)]})
     picture = pixels(path)
     opacity = 0.45
-    found = tuple(round(255 - opacity * (255 - value)) for value in (0x2A, 0x78, 0xD6))
-    assert extent(picture, found, 4) == (pytest.approx(0.25, abs=0.01), pytest.approx(0.5, abs=0.01))
+    red, green, blue = (round(255 - opacity * (255 - value)) for value in (0x2A, 0x78, 0xD6))
+    assert extent(picture, (red, green, blue), 4) == (pytest.approx(0.25, abs=0.01), pytest.approx(0.5, abs=0.01))
     assert extent(picture, (0x2E, 0x9E, 0x5B), 4) == (pytest.approx(0.6, abs=0.01), pytest.approx(0.8, abs=0.01))
 
 
