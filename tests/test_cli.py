@@ -213,6 +213,20 @@ def test_a_control_character_in_a_name_does_not_reach_the_terminal(run: Run, mod
     assert "red.mp4" in err
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_no_text_is_a_name(run: Run, film: Path, model: str, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.mp4")
+    path.write_bytes(film.read_bytes())
+    code, out, err = run("search", path, "a dragon", "--model", model, "--json", "--clips", tmp_path / "clips")
+    assert code == 0, err
+    assert "a dragon" in out
+    code, out, _ = run("search", path, "a dragon", "--model", model)
+    assert (code, "caf" in out) == (0, True)
+    retriever = load(model, "cpu")
+    retriever.search(retriever.encode(path), "a dragon").to_json(tmp_path / "result.json")
+    assert json.loads((tmp_path / "result.json").read_text("utf-8"))["video"] == "caf\udce9"
+
+
 def test_what_looks_like_an_option_may_be_a_query_behind_two_dashes(run: Run, film: Path, model: str) -> None:
     code, out, _ = run("search", "--model", model, "--csv", "--", film, "--debug")
     assert code == 0

@@ -53,6 +53,9 @@ def make_folder(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically; raises StoreError as `atomic` does."""
+    """Write `text` as UTF-8, atomically; raises StoreError as `atomic` does.
+
+    A file name that is no valid text, which the system allows, becomes a backslash escape (that of JSON, too).
+    """
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
