@@ -44,6 +44,7 @@ _THREADLESS = {
     "PYTHONIOENCODING": "utf-8",
 }
 _RAISED = {kind.__name__: kind for kind in (errors.BadInput, errors.StoreError, BadVideo, OutOfResources)}
+_START_S = 60.0  # for a fresh interpreter to load its libraries on a busy machine
 _CRASHES = frozenset(
     number for name in ("SIGABRT", "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE") if (number := getattr(signal, name, None))
 )
@@ -102,9 +103,11 @@ def converse(
                 raise _RAISED.get(str(values["error"]), BadVideo)(f"{video.name}: {printable(str(values['message']))}")
             if kind == "done":
                 return
+            if kind == "ready":
+                watch.ready()
+                ready = True
             if kind == "info":
                 watch.allow(float(values["duration_s"]))
-            ready = True
             if kind in ("info", "frames"):
                 yield Message(kind, values, payload)
     finally:
@@ -203,10 +206,15 @@ class _Watch:
 
     def __init__(self, process: subprocess.Popen[bytes], limits: Limits) -> None:
         self._process, self._limits = process, limits
-        self._left = 10 * limits.stall_s  # to find out how long the video is
+        self._stall_s = max(_START_S, limits.stall_s)
+        self._left = _START_S + 10 * limits.stall_s  # to find out how long the video is
         self._timer: threading.Timer | None = None
         self._began = 0.0
         self.expired = ""
+
+    def ready(self) -> None:
+        """The process has started: from now on it must make progress."""
+        self._stall_s = self._limits.stall_s
 
     def allow(self, duration_s: float) -> None:
         """Allow the time that a video of that duration may take."""
@@ -214,7 +222,7 @@ class _Watch:
 
     def __enter__(self) -> None:
         self._began = time.monotonic()
-        self._timer = threading.Timer(max(0.0, min(self._left, self._limits.stall_s)), self._expire)
+        self._timer = threading.Timer(max(0.0, min(self._left, self._stall_s)), self._expire)
         self._timer.daemon = True
         self._timer.start()
 
@@ -224,10 +232,10 @@ class _Watch:
         self._left -= time.monotonic() - self._began
 
     def _expire(self) -> None:
-        if self._left <= self._limits.stall_s:
+        if self._left <= self._stall_s:
             self.expired = "decoding took longer than Limits.seconds_per_video_second allows"
         else:
-            self.expired = f"decoding made no progress for {self._limits.stall_s:.0f} s (Limits.stall_s)"
+            self.expired = f"decoding made no progress for {self._stall_s:.0f} s (Limits.stall_s)"
         self._process.kill()
 
 

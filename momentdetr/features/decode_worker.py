@@ -7,15 +7,18 @@ gives itself its limits before it touches the file, and the right to open files 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
-from momentdetr.errors import MomentDETRError, OutOfResources
+from momentdetr.errors import BadVideo, MomentDETRError, OutOfResources
 from momentdetr.features.decode_limits import Limits, confine, confine_work, forbid_opening
 from momentdetr.features.decode_protocol import Channel
+
+_UNREADABLE = (errno.EIO, errno.ENXIO, errno.ESTALE)  # the disk or the network fails, not the file
 
 
 def main() -> None:
@@ -27,6 +30,10 @@ def main() -> None:
         channel.send("error", error=type(error).__name__, message=str(error))
     except MemoryError:
         channel.send("error", error=OutOfResources.__name__, message="the frames do not fit in Limits.memory_bytes")
+    except OSError as error:
+        if error.errno not in _UNREADABLE:
+            raise
+        channel.send("error", error=BadVideo.__name__, message=f"cannot be read: {error.strerror}")
     else:
         channel.send("done")
 

@@ -23,9 +23,13 @@ class Orientation:
 
     def __init__(self, matrix: NDArray[np.int32] | None = None) -> None:
         a, b, _, c, d = (1, 0, 0, 0, 1) if matrix is None else np.sign(matrix[:5]).tolist()
-        self.swaps = abs(b) == abs(c) == 1 and not (a or d)
-        # Any other angle is shown as stored.
-        self._across, self._down = (c, b) if self.swaps else (a or 1, d or 1)
+        self.swaps = bool(b and c and not a and not d)
+        if self.swaps:
+            self._across, self._down = c, b
+        elif a and d and not b and not c:
+            self._across, self._down = a, d
+        else:  # any other angle is shown as stored
+            self._across = self._down = 1
 
     @property
     def is_identity(self) -> bool:

@@ -6,12 +6,14 @@ inside are integers ("ticks" of the stream's own time base), so that choosing a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import av
+import av.logging
 import numpy as np
 from numpy.typing import NDArray
 
@@ -100,7 +102,7 @@ def read_timeline(container: Any, stream: Any, *, sizes: tuple[int, int], progre
     Raises:
         BadVideo: no packet can be read, or the clock of the file runs backwards.
     """
-    packets, broken = _read_packets(container, stream, progress)
+    packets, broken, corrupt = _read_packets(container, stream, progress)
     ordinal = container.format.name == "avi"
     shown = [packet for packet in packets if packet.shown]
     clock = [packet.dts if ordinal else packet.pts for packet in shown]
@@ -116,6 +118,7 @@ def read_timeline(container: Any, stream: Any, *, sizes: tuple[int, int], progre
         and bool(clean)
         and packets[0].clean
         and clean[0] <= zero
+        and not corrupt
     )
     end = int(times[-1]) + _last_duration(shown, times, stream)
     promised, flaw = _promise(container, stream, len(shown), end * Fraction(stream.time_base), sizes)
@@ -135,17 +138,42 @@ def read_timeline(container: Any, stream: Any, *, sizes: tuple[int, int], progre
     )
 
 
-def _read_packets(container: Any, stream: Any, progress: Callable[[], None]) -> tuple[list[Packet], str]:
-    """Read all packets; also say what stopped the reading, if it was not the end of the file."""
+def _read_packets(container: Any, stream: Any, progress: Callable[[], None]) -> tuple[list[Packet], str, int]:
+    """Read all packets; also say what is wrong with the container, and how many packets came incomplete."""
+    with _demuxer_errors(container) as complaints:
+        packets, broken, corrupt = _demux(container, stream, progress)
+    return packets, broken or (f"damaged: {complaints[0]}" if complaints else ""), corrupt
+
+
+@contextmanager
+def _demuxer_errors(container: Any) -> Iterator[list[str]]:
+    """Gather what the Matroska demuxer logs: it leaves out what it cannot read and says so nowhere else."""
+    complaints: list[str] = []
+    if not container.format.name.startswith("matroska"):
+        yield complaints
+        return
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as records:
+            yield complaints
+        texts = (text.strip() for _, name, text in records if name.startswith("matroska"))
+        complaints += [text for text in texts if "ended prematurely" not in text]  # see `_promise`
+    finally:
+        av.logging.set_level(level)
+
+
+def _demux(container: Any, stream: Any, progress: Callable[[], None]) -> tuple[list[Packet], str, int]:
     is_clean, shown = starts_clean(stream), is_shown(stream)
     packets: list[Packet] = []
-    latest = -(1 << 62)
+    latest, corrupt = -(1 << 62), 0
     try:
         for packet in container.demux(stream):
             if packet.size == 0:
                 continue
             progress()
-            if packet.is_corrupt:  # cut off in the middle
+            if packet.is_corrupt:  # cut off, or parts are missing
+                corrupt += 1
                 continue
             clean = packet.is_keyframe and is_clean(packet)
             packets.append(
@@ -161,8 +189,8 @@ def _read_packets(container: Any, stream: Any, progress: Callable[[], None]) -> 
     except MemoryError:
         raise
     except (av.error.FFmpegError, EOFError) as error:
-        return packets, f"damaged, reading stopped after {len(packets)} frames: {error}"
-    return packets, ""
+        return packets, f"damaged, reading stopped after {len(packets)} frames: {error}", corrupt
+    return packets, "", corrupt
 
 
 def _groups_closed(packets: list[Packet]) -> bool:
@@ -209,9 +237,10 @@ def _promise(container: Any, stream: Any, readable: int, end: Fraction, sizes: t
         if lost:
             return len(entries), f"truncated, {len(entries) - lost} of {len(entries)} frames readable"
         return readable, ""
-    # Matroska and AVI may lack only their index at the end; then the pictures reach the announced end nevertheless.
+    # Matroska and AVI may lack only their index at the end: then all frames are there.
     announced_end = Fraction(container.duration or 0, av.time_base)
-    if promised_size <= size or (0 < announced_end <= end + Fraction(1, 2)):
+    reaches_end = readable >= stream.frames if stream.frames else 0 < announced_end <= end + Fraction(1, 2)
+    if promised_size <= size or reaches_end:
         return readable, ""
     promised = max(stream.frames, readable)
     of = f" of {promised}" if promised > readable else ""
