@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import socket
@@ -85,6 +86,33 @@ def test_nothing_is_reported_or_remembered_elsewhere(running: Running) -> None:
     config = json.loads(_get(f"{running.url}config")[2])
     assert config["analytics_enabled"] is False
     assert config["run_history"] is False
+
+
+def test_the_server_speaks_to_nobody(tmp_path: Path) -> None:
+    """Every name that is looked up and every address that is called, from the first import to the end."""
+    script = tmp_path / "serve.py"
+    script.write_text(
+        "import socket, sys, time, urllib.request\n"
+        "seen = []\n"
+        "look_up, connect = socket.getaddrinfo, socket.socket.connect\n"
+        "socket.getaddrinfo = lambda host, *a, **k: (seen.append(str(host)), look_up(host, *a, **k))[1]\n"
+        "def watched(self, address):\n"
+        "    seen.append(str(address[0] if isinstance(address, tuple) else 'a local socket'))\n"
+        "    return connect(self, address)\n"
+        "socket.socket.connect = watched\n"
+        f"sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
+        "from momentdetr.web import serve\n"
+        "from fake_retriever import FakeRetriever\n"
+        "page = serve(FakeRetriever(), port=0, block=False)\n"
+        "urllib.request.urlopen(page.url).read()\n"
+        "time.sleep(1.5)\n"
+        "page.close()\n"
+        "print(sorted(set(seen)))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=400, check=True)
+    seen = set(ast.literal_eval(done.stdout.strip().splitlines()[-1]))
+    assert "127.0.0.1" in seen  # the watch works
+    assert seen <= {"127.0.0.1", "localhost", "::1", "a local socket", "None", "b'127.0.0.1'"}
 
 
 def test_no_function_is_offered_to_programs(running: Running) -> None:
