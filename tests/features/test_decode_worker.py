@@ -67,13 +67,13 @@ def test_playlists_open_nothing(tmp_path: Path, canary: Path, reaches_the_worker
             path = tmp_path / ("list.mp4" if index else "list.m3u8")
             path.write_text(text)
             if not reaches_the_worker:
-                with pytest.raises(BadVideo, match="holds a playlist|holds text"):
+                with pytest.raises(BadVideo, match=r"holds a playlist|holds text"):
                     read_frames(path, [0.0])
                 continue
             with path.open("rb", buffering=0) as file:  # as if the first guard were gone
                 container = ["mp4", "mkv", "mpegts", "avi"][index]
                 video = VideoFile(path, str(path), file, len(text), 0, container)
-                with pytest.raises(BadVideo, match="cannot be read|no picture|no video|no frame"):
+                with pytest.raises(BadVideo, match=r"cannot be read|no picture|no video|no frame"):
                     list(converse(video, {"operation": "probe", "decoder": "auto"}, Limits()))
         assert not happened()
         with pytest.raises(TimeoutError):

@@ -129,7 +129,7 @@ def test_auto_does_not_use_decord_where_it_would_be_wrong(tmp_path: Path) -> Non
         truth = all_pictures(path)
         expected = [number([picture for begin, picture in truth if begin <= time + 1e-6][-1]) for time in times]
         assert numbers(read_frames(path, times).frames) == expected, reason
-    with pytest.raises(BadVideo, match='open groups.*use the decoder "auto"'):
+    with pytest.raises(BadVideo, match=r'open groups.*use the decoder "auto"'):
         read_frames(files["open groups"], times, decoder="decord")
 
 

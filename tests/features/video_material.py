@@ -191,30 +191,43 @@ def all_pictures(path: Path) -> list[tuple[Fraction, NDArray[np.uint8]]]:
 
 def filtered(path: Path, clip_length: Fraction) -> list[NDArray[np.uint8]]:
     """Let libavfilter's own fps filter choose the frames, as ffmpeg -vf fps=1/clip_length does."""
+    return filtered_all(path, [clip_length])[clip_length]
+
+
+def filtered_all(path: Path, clip_lengths: Sequence[Fraction]) -> dict[Fraction, list[NDArray[np.uint8]]]:
+    """Choose frames for several clip lengths in one pass."""
+    chosen: dict[Fraction, list[NDArray[np.uint8]]] = {length: [] for length in clip_lengths}
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        start = 0 if container.format.name == "mpegts" else Fraction(container.start_time or 0, av.time_base)
-        graph = av.filter.Graph()
-        source = graph.add_buffer(template=stream)
-        fps = graph.add("fps", f"{clip_length.denominator}/{clip_length.numerator}")
-        sink = graph.add("buffersink")
-        source.link_to(fps)
-        fps.link_to(sink)
-        graph.configure()
-        shift: int | None = None
-        order = 0
-        pictures: list[NDArray[np.uint8]] = []
-        for frame in container.decode(stream):
+        graphs = {length: _fps_filter(stream, length) for length in clip_lengths}
+        zero: int | None = None
+        for order, frame in enumerate(container.decode(stream)):
             if container.format.name == "avi":  # no timestamps: ffmpeg counts too
-                frame.pts, order = order, order + 1
-            if shift is None:
-                in_ticks = round(start / stream.time_base) if start else 0
-                shift = frame.pts if container.format.name == "mpegts" else min(in_ticks, frame.pts)
-            frame.pts -= shift
-            source.push(frame)
-            pictures += _pulled(sink)
-        source.push(None)
-        return pictures + _pulled(sink)
+                frame.pts = order
+            if zero is None:
+                zero = frame.pts
+                if container.format.name != "mpegts":  # else ffmpeg counts from the start of the earliest stream
+                    zero = min(zero, round(Fraction(container.start_time or 0, av.time_base) / stream.time_base))
+            frame.pts -= zero
+            for length, (source, sink, _) in graphs.items():
+                source.push(frame)
+                chosen[length] += _pulled(sink)
+        for length, (source, sink, _) in graphs.items():
+            source.push(None)
+            chosen[length] += _pulled(sink)
+    return chosen
+
+
+def _fps_filter(stream: Any, clip_length: Fraction) -> tuple[Any, Any, Any]:
+    """Return input, output and the graph itself, which must outlive them."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(template=stream)
+    fps = graph.add("fps", f"{clip_length.denominator}/{clip_length.numerator}")
+    sink = graph.add("buffersink")
+    source.link_to(fps)
+    fps.link_to(sink)
+    graph.configure()
+    return source, sink, graph
 
 
 def _pulled(sink: Any) -> list[NDArray[np.uint8]]:
