@@ -141,6 +141,9 @@ class QdDetrEncoder(nn.Module):
     def losses(self, encoding: Encoding, targets: MomentTargets, mask: Tensor) -> dict[str, Tensor]:
         """Hinge over pairs, rank contrast over annotated levels, and silence for foreign queries; their plain sum.
 
+        A query that is known not to be in its video (its pairs are -1) is a foreign one too. The published data sets
+        have none, so their losses are the published ones.
+
         Args:
             mask: (B, T), True where a clip is real.
         """
@@ -148,6 +151,9 @@ class QdDetrEncoder(nn.Module):
             return {}
         scores, seen = encoding.saliency, mask
         total = margin_loss(scores, targets.saliency, self.saliency_margin)
+        absent = (targets.saliency.positive < 0).all(1)
+        if absent.any():
+            total = total + absent.float().mean() * negative_pair_loss(scores[absent], mask[absent])
         negative = encoding.extras.get("negative_saliency")
         if negative is not None:
             total = total + negative_pair_loss(negative, mask)
