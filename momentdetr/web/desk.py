@@ -18,10 +18,13 @@ from momentdetr.errors import BadInput, MomentDETRError
 from momentdetr.search.results import SearchResult
 from momentdetr.search.retriever import EncodedVideo
 from momentdetr.web.limits import Limits, queries_of
+from momentdetr.web.picking import pick
 from momentdetr.web.visitors import Video, Visitors
 
 if TYPE_CHECKING:
     from momentdetr.features.video import VideoInfo
+
+_ASKED_FOR = 50  # moments per query, of which copies and guesses are left out
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
@@ -125,7 +128,8 @@ class Desk:
         video = self.visitors.get(visitor, token)
         with _public_text({video.path: video.name}):
             encoded = self._encoded(video, progress)
-            video.result = self.retriever.search(encoded, queries, top_k=self.limits.moments)
+            found = self.retriever.search(encoded, queries, top_k=_ASKED_FOR)
+        video.result = pick(found, self.limits.moments)
         return Found(video.result, video.start_s)
 
     def save_json(self, visitor: str, token: object) -> Path:
