@@ -2,32 +2,56 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class Projection(nn.Module):
-    """Layer norm, dropout and a linear layer, several times, with ReLU between: (..., size_in) -> (..., width).
+    """Layer norm, dropout and a linear layer, several times, with ReLU between: (B, N, size_in) -> (B, N, width).
 
     Args:
         size_in: of a feature vector.
         width: C.
         num_layers: 2 in all published models; at least 1.
         dropout: before each linear layer, 0.5 in all published models.
+        context: vectors on each side that the first linear layer sees beside a vector's own; 0 in all published models.
+            Features of single frames carry no motion; with their neighbours a linear layer can read it.
     """
 
-    def __init__(self, size_in: int, width: int, *, num_layers: int = 2, dropout: float = 0.5) -> None:
+    def __init__(
+        self, size_in: int, width: int, *, num_layers: int = 2, dropout: float = 0.5, context: int = 0
+    ) -> None:
         super().__init__()
         sizes = [size_in] + [width] * (num_layers - 1)
         self.norms = nn.ModuleList(nn.LayerNorm(size) for size in sizes)
-        self.linears = nn.ModuleList(nn.Linear(size, width) for size in sizes)
+        seen = [size_in * (2 * context + 1), *sizes[1:]]
+        self.linears = nn.ModuleList(nn.Linear(size, width) for size in seen)
         self.dropout = nn.Dropout(dropout)
+        self.context = context
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Project.
+
+        Args:
+            mask: (B, N), True where a vector is real; only a context asks for it.
+        """
         for index, (norm, linear) in enumerate(zip(self.norms, self.linears, strict=True)):
-            features = linear(self.dropout(norm(features)))
+            features = norm(features)
+            if index == 0 and self.context:
+                features = self._beside_neighbours(features, mask)
+            features = linear(self.dropout(features))
             if index + 1 < len(self.linears):
                 features = features.relu()
         return features
+
+    def _beside_neighbours(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        """Each vector between its neighbours, oldest first; zeros beyond the ends: (B, N, (2 context + 1) size_in)."""
+        if mask is not None:
+            features = features * mask[..., None]
+        length = features.shape[1]
+        padded = F.pad(features, (0, 0, self.context, self.context))
+        return torch.cat([padded[:, shift : shift + length] for shift in range(2 * self.context + 1)], -1)
 
 
 class LearnedTextPositions(nn.Module):

@@ -41,6 +41,7 @@ class Sizes:
         dropout: of the transformer.
         input_layers: of the projections from features to the width.
         input_dropout: of those projections.
+        input_context: clips on each side that the video's projection sees; 0 in all published models.
     """
 
     video_dim: int
@@ -54,6 +55,7 @@ class Sizes:
     dropout: float = 0.1
     input_layers: int = 2
     input_dropout: float = 0.5
+    input_context: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def foreground(logits: Tensor) -> Tensor:
 def projections(sizes: Sizes) -> tuple[Projection, Projection]:
     """Video's and text's."""
     make = partial(Projection, width=sizes.width, num_layers=sizes.input_layers, dropout=sizes.input_dropout)
-    return make(sizes.video_dim), make(sizes.text_dim)
+    return make(sizes.video_dim, context=sizes.input_context), make(sizes.text_dim)
 
 
 def feed_forward(sizes: Sizes, activation: Activation) -> FeedForward:

@@ -40,6 +40,23 @@ def test_an_answer_does_not_depend_on_the_batch(preset: str, make: Make, inputs:
         torch.testing.assert_close(batched.saliency[index, :clips], alone.saliency[0], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("context", [1, 2])
+def test_a_context_sees_neighbours_and_no_padding(preset: str, context: int, make: Make, inputs: VideoText) -> None:
+    model = make(preset, sizes={"input_context": context})
+    projection = model.encoder.video_projection
+    projected = projection(inputs.video, inputs.video_mask)
+    for sample in range(3):
+        clips = inputs.video[sample, inputs.video_mask[sample]]
+        normed = projection.norms[0](clips)
+        for t in range(len(clips)):
+            near = [normed[t + d] if 0 <= t + d < len(clips) else torch.zeros(10) for d in range(-context, context + 1)]
+            hidden = projection.linears[0](torch.cat(near)).relu()
+            expected = projection.linears[1](projection.norms[1](hidden))
+            torch.testing.assert_close(projected[sample, t], expected)
+    batched, alone = model.predict(inputs), model.predict(one(inputs, 1, trimmed=True))
+    torch.testing.assert_close(batched.scores[1], alone.scores[0], atol=1e-5, rtol=0)
+
+
 def test_official_batch_faults_do_depend_on_the_batch(make: Make, inputs: VideoText) -> None:
     model = make("qd_detr", official_batch_faults=True)
     # The second sample pads clips and a word; heads of the third, which has both in full, are masked by it.

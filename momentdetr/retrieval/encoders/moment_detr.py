@@ -42,7 +42,8 @@ class MomentDetrEncoder(nn.Module):
         self.width, self.saliency_margin = width, saliency_margin
 
     def forward(self, inputs: VideoText) -> Encoding:
-        video, text = self.video_projection(inputs.video), self.text_projection(inputs.text)
+        video = self.video_projection(inputs.video, inputs.video_mask)
+        text = self.text_projection(inputs.text)
         words = torch.zeros_like(text) if self.text_positions is None else self.text_positions(text)
         clips = grid_positions(inputs.video_mask, self.width).to(video.dtype)
         tokens = torch.cat([video, text], 1)  # (B, T + W, C)

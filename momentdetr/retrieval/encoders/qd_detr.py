@@ -108,7 +108,8 @@ class QdDetrEncoder(nn.Module):
 
         A batch of one has no neighbour and gets no negative.
         """
-        video, text = self.video_projection(inputs.video), self.text_projection(inputs.text)
+        video = self.video_projection(inputs.video, inputs.video_mask)
+        text = self.text_projection(inputs.text)
         words = torch.zeros_like(text) if self.text_positions is None else self.text_positions(text)
         positions = grid_positions(inputs.video_mask, self.width).to(video.dtype)
         memory, saliency = self._encode(video, positions, inputs.video_mask, text, words, inputs.text_mask)
