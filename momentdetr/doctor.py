@@ -60,7 +60,8 @@ def _decoders() -> Iterator[Finding]:
     """Write six frames of rising brightness and read them with each decoder."""
     import numpy as np
 
-    from momentdetr.features.video import read_clips, write_video
+    from momentdetr.features.video import read_clips
+    from momentdetr.features.video_write import write_video
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "grey.mp4"

@@ -22,7 +22,7 @@ import tiny_model
 from momentdetr import load
 from momentdetr.cli import main
 from momentdetr.errors import BadVideo
-from momentdetr.features.video import write_video
+from momentdetr.features.video_write import write_video
 
 QUERIES = ["a red circle spins", "a dragon"]
 DURATION_S = 13.0  # 26 clips: more than the 20 that the tiny model sees at once

@@ -35,7 +35,7 @@ def write_dataset(folder: str | Path, seed: int, num_videos: int, split: str = "
 
 def write_scene(scene: Scene, path: Path) -> Path:
     """Draw one video as H.264 in MP4."""
-    from momentdetr.features.video import write_video  # decoders are not needed to make up scenes
+    from momentdetr.features.video_write import write_video  # decoders are not needed to make up scenes
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_video(path, draw(scene), FPS)

@@ -20,7 +20,6 @@ from momentdetr.errors import BadInput, BadVideo, OutOfResources
 from momentdetr.features.decode_client import DecoderCrashed, Message, converse
 from momentdetr.features.decode_limits import Limits
 from momentdetr.features.video_container import VideoFile, open_video, printable
-from momentdetr.features.video_write import cut_clip, playable_proxy, write_video
 
 DECODERS = ("auto", "decord", "pyav")
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -274,10 +273,7 @@ __all__ = [
     "FrameBatch",
     "Limits",
     "VideoInfo",
-    "cut_clip",
-    "playable_proxy",
     "probe",
     "read_clips",
     "read_frames",
-    "write_video",
 ]

@@ -28,7 +28,7 @@ def save_clips(result: SearchResult, folder: Path) -> list[Path]:
         BadVideo: the file cannot be read any more.
         StoreError: the folder cannot be written.
     """
-    from momentdetr.features.video import cut_clip
+    from momentdetr.features.video_write import cut_clip
 
     if result.path is None:
         raise BadInput(f"{result.video}: no file to cut clips from; search a video that was encoded from a file")

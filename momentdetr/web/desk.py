@@ -92,7 +92,8 @@ class Desk:
             BadInput: too large or too long.
             BadVideo: not a video, damaged, or of an unknown kind.
         """
-        from momentdetr.features.video import playable_proxy, probe
+        from momentdetr.features.video import probe
+        from momentdetr.features.video_write import playable_proxy
 
         size = upload.stat().st_size
         if size > self.limits.upload_bytes:

@@ -48,7 +48,7 @@ class Examples:
         from momentdetr.demo.drawing import draw
         from momentdetr.demo.scene import FPS
         from momentdetr.demo.world import make_video
-        from momentdetr.features.video import write_video
+        from momentdetr.features.video_write import write_video
 
         scene = make_video(SEED, number)
         path = self._folder / f"example_{number + 1}.mp4"

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from video_material import all_pictures, faststart, make, number, numbered, numbers, remux, turn
 
 from momentdetr.errors import BadInput, BadVideo, StoreError
-from momentdetr.features.video import cut_clip, playable_proxy, probe, write_video
+from momentdetr.features.video import probe
+from momentdetr.features.video_write import cut_clip, playable_proxy, write_video
 
 VARIABLE = np.cumsum(np.random.default_rng(6).integers(1, 30, 100)).tolist()
 
@@ -105,7 +106,7 @@ def test_full_disk(tmp_path: Path) -> None:
 import resource, signal, sys
 import numpy as np
 from momentdetr.errors import StoreError
-from momentdetr.features.video import write_video
+from momentdetr.features.video_write import write_video
 import av
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from momentdetr.errors import BadInput, BadVideo, StoreError
-from momentdetr.features.video import read_clips, write_video
+from momentdetr.features.video import read_clips
+from momentdetr.features.video_write import write_video
 from momentdetr.retrieval.types import Moment
 from momentdetr.search.results import QueryResult, SearchResult
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from momentdetr.errors import BadVideo
 from momentdetr.features.spec import FeatureSpec, Preprocessing, Stream
 from momentdetr.features.store import FeatureStore
-from momentdetr.features.video import read_clips, write_video
+from momentdetr.features.video import read_clips
+from momentdetr.features.video_write import write_video
 from momentdetr.search import encoding
 from momentdetr.search.encoding import encode_video
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from momentdetr.errors import BadInput, StoreError
-from momentdetr.features.video import write_video
+from momentdetr.features.video_write import write_video
 from momentdetr.retrieval.types import Moment
 from momentdetr.search.plots import plot
 from momentdetr.search.results import QueryResult, SearchResult

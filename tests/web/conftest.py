@@ -14,7 +14,7 @@ FPS = 10
 @pytest.fixture(scope="session")
 def make_video(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, float, int], Path]:
     """Draws an H.264 file of that name, length in seconds and grey level; a bar shows how far it has come."""
-    from momentdetr.features.video import write_video
+    from momentdetr.features.video_write import write_video
 
     folder = tmp_path_factory.mktemp("videos")
 

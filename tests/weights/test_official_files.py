@@ -87,7 +87,7 @@ def test_full_size_files_are_pulled_and_verified(
 
 def _search(model: weights.ResolvedModel, video: Path) -> None:
     """Load what was pulled and ask it; random weights find nothing in particular, but all of it must fit together."""
-    from momentdetr.features.video import write_video
+    from momentdetr.features.video_write import write_video
     from momentdetr.search.loading import load
 
     write_video(video, (np.full((96, 128, 3), 10 * i % 256, np.uint8) for i in range(50)), 5)
