@@ -13,7 +13,7 @@ from momentdetr.retrieval.types import Moment
 from momentdetr.search.results import SearchResult
 
 LEAST_SCORE = 0.1
-"""A moment with less is a guess, and shown only if there is no better one."""
+"""A moment with less is a guess, shown only if there is no better one and the query is probably in the video."""
 
 MOST_OVERLAP = 0.5
 """A moment whose overlap (intersection over union) with a better one is greater is a copy of it."""
@@ -27,17 +27,18 @@ def pick(result: SearchResult, most: int) -> SearchResult:
         most: moments per query to keep, at most.
 
     Returns:
-        The same answers with some of their moments, in the same order; the best one of each query always stays.
+        The same answers with some of their moments, in the same order.
     """
-    answers = (replace(answer, moments=tuple(_picked(answer.moments)[:most])) for answer in result)
+    picked = (_picked(answer.moments, not answer.is_probably_absent) for answer in result)
+    answers = (replace(answer, moments=tuple(moments[:most])) for answer, moments in zip(result, picked, strict=True))
     return replace(result, queries=tuple(answers))
 
 
-def _picked(moments: Sequence[Moment]) -> list[Moment]:
+def _picked(moments: Sequence[Moment], keep_best: bool) -> list[Moment]:
     kept: list[Moment] = []
     for moment in moments:
-        guess = bool(kept) and moment.score < LEAST_SCORE
-        if not guess and all(_overlap(moment, better) <= MOST_OVERLAP for better in kept):
+        needed = keep_best and not kept
+        if (needed or moment.score >= LEAST_SCORE) and all(_overlap(moment, better) <= MOST_OVERLAP for better in kept):
             kept.append(moment)
     return kept
 

@@ -7,9 +7,9 @@ from momentdetr.search.results import QueryResult, SearchResult
 from momentdetr.web.picking import pick
 
 
-def _shown(*spans: tuple[float, float, float], most: int = 5) -> list[tuple[float, float]]:
+def _shown(*spans: tuple[float, float, float], most: int = 5, absent: float = 0.0) -> list[tuple[float, float]]:
     moments = tuple(Moment("video", *span) for span in spans)
-    result = SearchResult("video", 60.0, 1.0, (QueryResult("q", moments, (0.0,) * 60, 0.0),))
+    result = SearchResult("video", 60.0, 1.0, (QueryResult("q", moments, (0.0,) * 60, absent),))
     return [(moment.start_s, moment.end_s) for moment in pick(result, most)[0].moments]
 
 
@@ -32,6 +32,11 @@ def test_guesses_go_unless_there_is_nothing_better() -> None:
     assert _shown((0.0, 5.0, 0.9), (10.0, 15.0, 0.09)) == [(0.0, 5.0)]
     assert _shown((0.0, 5.0, 0.05), (10.0, 15.0, 0.04)) == [(0.0, 5.0)]
     assert _shown() == []
+
+
+def test_a_guess_about_something_that_is_not_there_is_not_shown() -> None:
+    assert _shown((0.0, 5.0, 0.05), absent=0.9) == []
+    assert _shown((0.0, 5.0, 0.6), absent=0.9) == [(0.0, 5.0)]
 
 
 def test_no_more_than_asked_for() -> None:
