@@ -76,7 +76,7 @@ def _reason(error: Exception) -> str:
     marked = [i for i, line in enumerate(lines) if "WeightsUnpickler error" in line]
     if marked:
         line = lines[marked[0]].split("WeightsUnpickler error:")[-1].strip()
-        return line or (lines + [""])[marked[0] + 1]
+        return line or ([*lines, ""])[marked[0] + 1]
     return lines[0] if lines else type(error).__name__
 
 

@@ -7,29 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from small_retrievers import make_config
 
 from momentdetr.detr.types import Targets
 from momentdetr.features.spec import FeatureSpec, Stream
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.presets import build
 from momentdetr.retrieval.types import MomentTargets, SaliencyTargets, VideoText
-
-SIZES = {
-    "video_dim": 10,
-    "text_dim": 6,
-    "width": 16,
-    "num_heads": 2,
-    "feed_forward": 24,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "num_queries": 4,
-    "dropout": 0.0,
-    "input_dropout": 0.0,
-}
-
-
-def make_config(preset: str, **options: Any) -> dict[str, Any]:
-    return {"preset": preset, "sizes": {**SIZES, **options.pop("sizes", {})}, **options}
 
 
 @pytest.fixture(params=["moment_detr", "qd_detr"])

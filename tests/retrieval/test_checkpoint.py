@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_config  # type: ignore[import-not-found]
+from small_retrievers import make_config
 
 from momentdetr.errors import BadCheckpoint, StoreError
 from momentdetr.features.spec import FeatureSpec

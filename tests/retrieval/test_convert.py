@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_config  # type: ignore[import-not-found]
+from small_retrievers import make_config
 
 from momentdetr.errors import BadCheckpoint
 from momentdetr.retrieval.convert import convert, convert_state, permute_streams
