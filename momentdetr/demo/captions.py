@@ -40,11 +40,13 @@ class Captions:
         texts: M sentences.
         truth: (N, M), True where the text is true of the frame.
         clear: (N, M), False on the border between true and false, where no answer is asked for.
+        meanings: (M, 3), numbers of colour, shape and motion, -1 where a sentence leaves it open; None for captions.
     """
 
     texts: list[str]
     truth: NDArray[np.bool_]
     clear: NDArray[np.bool_]
+    meanings: NDArray[np.int64] | None = None
 
 
 def frame_slots(scene: Scene) -> NDArray[np.float32]:
@@ -131,7 +133,7 @@ def make_sentences(happening: NDArray[np.int64], num_sentences: int, rng: np.ran
     ]
     same = (happening[:, :, None] == wishes) | (wishes < 0)  # (N, slots, M, 3)
     truth = (same.all(-1) & (happening[:, :, None, 0] >= 0)).any(1)
-    return Captions(texts, truth, np.ones_like(truth))
+    return Captions(texts, truth, np.ones_like(truth), wishes)
 
 
 def _say(wish: NDArray[np.float32], in_query_words: bool, rng: np.random.Generator) -> str:

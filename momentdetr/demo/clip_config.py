@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import Field
 
+from momentdetr.demo.clip_text import TextOptions, train_text
 from momentdetr.demo.clip_training import IMAGE_SIZE, Options, export, train
+from momentdetr.demo.features import tiny_clip
 from momentdetr.demo.footage import gather, shoot_all
 from momentdetr.training.config import Section, load_config
 
@@ -18,15 +19,16 @@ class WorldConfig(Section):
     """Which videos to learn from: `videos` of split "train" of world `seed`, drawn by so many processes."""
 
     seed: int = Field(default=0, ge=0)
-    videos: int = Field(default=1250, ge=1)
+    videos: int = Field(default=1500, ge=1)
     processes: int = Field(default=1, ge=1)
 
 
 class ClipConfig(Section):
-    """One training run; see `WorldConfig` and `clip_training.Options`."""
+    """One training run; see `WorldConfig`, `clip_training.Options` and, for the second stage, `clip_text.TextOptions`."""
 
     world: WorldConfig = WorldConfig()
     training: Options = Options()
+    text: TextOptions = TextOptions()
 
 
 def train_from_config(
@@ -53,11 +55,13 @@ def train_from_config(
         def note(step: int, losses: dict[str, float]) -> None:
             log.write(json.dumps({"step": step, **losses}) + "\n")
             if step % 50 == 0:
-                report(f"step {step} of {config.training.steps}: {losses}")
+                report(f"step {step}: {losses}")
 
         model = train(footage, config.training, note)
+        export(model, output / "clip")
+        features = tiny_clip(output / "clip").encode_frames(footage.frames)
+        report("the text tower alone")
+        model = train_text(model, features, footage, config.text, note)
     export(model, output / "clip")
-    (output / "config.json").write_text(
-        json.dumps({"world": world.model_dump(), "training": asdict(config.training)}, indent=2) + "\n"
-    )
+    (output / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
     return output / "clip"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from momentdetr.demo.captions import GRID_SIZE, NUM_TURNS, SPELLED
-from momentdetr.demo.vocabulary import COLOURS, SHAPES
+from momentdetr.demo.vocabulary import COLOURS, MOTIONS, SHAPES
 
 RUN = 5
 """Frames that the run head sees at once."""
@@ -87,3 +87,18 @@ class CellHead(nn.Module):
             "turn": F.cross_entropy(turn[turned], (shown[turned, 5].round() % NUM_TURNS).long()),
             "place": 4 * F.l1_loss(fine, target),
         }
+
+
+class MeaningHead(nn.Module):
+    """Tells colour, shape and motion of a sentence from its token states, as plainly as a linear layer can read them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sizes = (1 + len(COLOURS), 1 + len(SHAPES), len(MOTIONS))
+        self.layer = nn.Linear(width, sum(self.sizes))
+
+    def loss(self, states: Tensor, meanings: NDArray[np.int64]) -> Tensor:
+        """Cross-entropy of (M, W) states with (M, 3) meanings, -1 for what is left open."""
+        said = self.layer(F.normalize(states, dim=-1) * states.shape[-1] ** 0.5).split(self.sizes, 1)
+        wanted = torch.from_numpy(meanings) + torch.tensor([1, 1, 0])
+        return sum((F.cross_entropy(s, wanted[:, i]) for i, s in enumerate(said)), torch.zeros(()))

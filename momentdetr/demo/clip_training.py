@@ -63,7 +63,7 @@ def train(footage: Footage, options: Options, report: Callable[[int, dict[str, f
     rng = np.random.default_rng(options.seed)
     model = open_clip.CLIP(**MODEL_CONFIG).to(memory_format=torch.channels_last)
     look_everywhere(model.visual.attnpool)
-    used = _used_tokens(rng)
+    used = used_tokens(rng)
     model.token_embedding = nn.Embedding(len(used), MODEL_CONFIG["text_cfg"]["width"])  # the rest is zero
     nn.init.normal_(model.token_embedding.weight, std=0.05)
     model.logit_bias = nn.Parameter(torch.tensor(-8.0))
@@ -87,7 +87,7 @@ def train(footage: Footage, options: Options, report: Callable[[int, dict[str, f
         optimizer.step()
         schedule.step()
         report(step, {name: float(value.detach()) for name, value in losses.items()})
-    return _widen(model, used).eval()
+    return widen(model, used).eval()
 
 
 @torch.no_grad()
@@ -166,8 +166,8 @@ def _losses(model: Any, heads: Any, batch: _Batch, used: Tensor) -> dict[str, Te
     frame_logits = model.logit_scale.exp() * image @ caption.T + model.logit_bias
     run_logits = heads["run"](image[:in_runs], states[num_captions:])
     return {
-        "frames": _sigmoid_loss(frame_logits, batch.captions),
-        "runs": _sigmoid_loss(run_logits, batch.sentences),
+        "frames": sigmoid_loss(frame_logits, batch.captions),
+        "runs": sigmoid_loss(run_logits, batch.sentences),
         "slots": 0.1 * heads["slot"].loss(image, torch.from_numpy(spell(batch.slots))),
         **heads["cell"].losses(cells, batch.slots),
     }
@@ -179,7 +179,7 @@ def _feature_map(tower: Any, frames: Tensor) -> Tensor:
     return maps
 
 
-def _sigmoid_loss(logits: Tensor, captions: Captions) -> Tensor:
+def sigmoid_loss(logits: Tensor, captions: Captions) -> Tensor:
     """SigLIP's loss with known truth: binary cross-entropy, summed over texts, averaged over pictures."""
     truth, clear = torch.from_numpy(captions.truth).float(), torch.from_numpy(captions.clear).float()
     loss = F.binary_cross_entropy_with_logits(logits, truth, weight=clear, reduction="sum")
@@ -198,17 +198,29 @@ def tokenize(texts: list[str]) -> Tensor:
 
 
 def encode_states(model: Any, texts: list[str], used: Tensor) -> Tensor:
-    """The text tower over no more positions than the longest text has; (M, W), the state of the last token."""
+    """(M, W), the state of each text's last token."""
+    states, last = token_states(model, texts, used)
+    return states[torch.arange(len(states)), last]
+
+
+def token_states(model: Any, texts: list[str], used: Tensor) -> tuple[Tensor, Tensor]:
+    """The text tower over no more positions than the longest text has.
+
+    Args:
+        used: (V,), the tokens that the model's compact embedding has rows for.
+
+    Returns:
+        States (M, L, W), and the position of each text's last token (M,).
+    """
     tokens = tokenize(texts)
     last = tokens.argmax(-1)
     length = int(last.max()) + 1
     tokens = torch.searchsorted(used, tokens[:, :length].contiguous()).clamp_(max=len(used) - 1)
     x = model.token_embedding(tokens) + model.positional_embedding[:length]
-    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
-    return x[torch.arange(len(x)), last]
+    return model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length])), last
 
 
-def _used_tokens(rng: np.random.Generator) -> Tensor:
+def used_tokens(rng: np.random.Generator) -> Tensor:
     """Every token number that the world's language can produce, in order; 0 (padding) is one of them."""
     texts: list[str] = []
     for _ in range(10):
@@ -216,7 +228,7 @@ def _used_tokens(rng: np.random.Generator) -> Tensor:
     return torch.unique(torch.cat([tokenize(texts).flatten(), torch.zeros(1, dtype=torch.long)]))
 
 
-def _widen(model: Any, used: Tensor) -> nn.Module:
+def widen(model: Any, used: Tensor) -> nn.Module:
     """Put the trained rows back where the full vocabulary has them."""
     text = MODEL_CONFIG["text_cfg"]
     full = torch.zeros(text["vocab_size"], text["width"])

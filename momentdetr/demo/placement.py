@@ -136,11 +136,11 @@ def _move(
 ) -> Event:
     """Draw how fast it goes."""
     colour, shape, motion = deed.combination
-    speed = rng.uniform(0.035, min(0.065, 0.76 / deed.length))
+    speed = rng.uniform(0.06, max(min(0.1, 0.78 / deed.length), 0.06))  # across the picture, but not beyond
     direction = _DIRECTIONS.get(motion, (0, 0))
-    factor = float(rng.uniform(1.07, 1.11))
+    factor = float(rng.uniform(1.12, 1.18))
     growth = {"grow": factor, "shrink": 1 / factor}.get(motion, 1.0)
-    turn = float(rng.uniform(22, 38) * rng.choice((-1, 1))) if motion == "spin" else 0.0
+    turn = float(rng.uniform(28, 42) * rng.choice((-1, 1))) if motion == "spin" else 0.0
     velocity = (float(speed * direction[0]), float(speed * direction[1]))
     return Event(
         number,

@@ -17,8 +17,9 @@ QUERIES_PER_VIDEO = 3
 MIN_CLIPS, MAX_CLIPS = 40, 72
 SHORT = 0.1
 """A short window is less than this part of the video."""
-_MIN_LENGTH, _MAX_LENGTH = 3, 16
-_MAX_RESIZE_LENGTH = 10
+_MIN_LENGTH = 3
+# Clips after which a moving shape would leave the picture, and one that changes its size would be too small or large.
+_MAX_LENGTH = {"left": 12, "right": 12, "up": 12, "down": 12, "grow": 9, "shrink": 9, "still": 16, "spin": 16, "blink": 16}
 _WALLS = ("plain", "gradient", "stripes", "checks", "dots", "noise")
 
 
@@ -125,8 +126,7 @@ def _length(rng: np.random.Generator, combination: Combination, short: bool, num
     longest_short = -(-num_clips // 10) - 1
     if short:
         return int(rng.integers(_MIN_LENGTH, longest_short + 1))
-    longest = _MAX_RESIZE_LENGTH if combination[2] in ("grow", "shrink") else _MAX_LENGTH
-    return int(rng.integers(longest_short + 1, longest + 1))
+    return int(rng.integers(longest_short + 1, _MAX_LENGTH[combination[2]] + 1))
 
 
 def _neighbour(rng: np.random.Generator, combination: Combination, allowed: tuple[Combination, ...]) -> Combination:
@@ -171,13 +171,20 @@ def _absent(
 
 
 def ask_more(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same video with more queries, to learn from: every event is asked for, and some with a part left open."""
+    """The same video with more queries, to learn from.
+
+    Every event is asked for, some with a part left open, and most are also asked for with another motion, which is the
+    attribute that is hardest to learn.
+    """
     asked = {query.description for query in scene.queries}
     wanted = [Description(*event.combination) for event in scene.events]
     for event in scene.events:
         if rng.random() < 0.3:
             open_field = "colour" if rng.random() < 0.5 else "shape"
             wanted.append(_leave_open(Description(*event.combination), open_field))
+        other = (event.colour, event.shape, MOTIONS[rng.integers(len(MOTIONS))])
+        if rng.random() < 0.8 and other in TRAINABLE:
+            wanted.append(Description(*other))
     more = tuple(
         Query(sentence(description, rng), description, windows_of(description, scene.events))
         for description in dict.fromkeys(wanted)
