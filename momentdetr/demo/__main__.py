@@ -41,10 +41,18 @@ def _parser() -> argparse.ArgumentParser:
     features.add_argument("--clip", type=Path, required=True, help="folder of the tiny CLIP")
     features.add_argument("--output", type=Path, required=True)
     features.add_argument("--seed", type=int, default=0)
-    features.add_argument("--train", type=int, default=4000, help="videos to learn from")
+    features.add_argument("--train", type=int, default=6000, help="videos to learn from")
     features.add_argument("--validation", type=int, default=200, help="videos to choose the best epoch by")
     features.add_argument("--processes", type=int, default=1)
     features.set_defaults(run=_features)
+
+    motion = verbs.add_parser("motion", help="teach the retriever's first layers to see motion")
+    motion.add_argument("--features", type=Path, required=True, help="what the features verb wrote")
+    motion.add_argument("--output", type=Path, required=True, help="a .safetensors file: `initial` of demo.yaml")
+    motion.add_argument("--width", type=int, default=128)
+    motion.add_argument("--context", type=int, default=2, help="clips seen on each side")
+    motion.add_argument("--steps", type=int, default=4000)
+    motion.set_defaults(run=_motion)
 
     ship = verbs.add_parser("ship", help="write the weights that the package holds")
     ship.add_argument("--clip", type=Path, required=True)
@@ -77,6 +85,15 @@ def _features(options: argparse.Namespace) -> None:
         processes=options.processes,
         report=_print,
     )
+
+
+def _motion(options: argparse.Namespace) -> None:
+    from momentdetr.demo.motion import save, teach
+
+    projection = teach(
+        options.features, width=options.width, context=options.context, steps=options.steps, report=_print
+    )
+    save(projection, options.output)
 
 
 def _ship(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""What can be said of a single frame, and whether it is true: the texts that the tiny CLIP learns from.
+"""What the tiny CLIP learns from: captions of frames with their truth, facts of frames, sentences with their meaning.
 
 A frame cannot show motion, so captions speak of what it does show: colour, shape, and on a map's grid the place, size
 and turn of each shape. Because the world is known, the truth of every caption for every frame is known too, and the
@@ -71,19 +71,6 @@ def frame_slots(scene: Scene) -> NDArray[np.float32]:
     return slots
 
 
-def clip_events(scene: Scene) -> NDArray[np.int64]:
-    """What happens in each clip: (T, slots, 3), colour, shape and motion as numbers, -1 where nothing does."""
-    happening = np.full((scene.num_clips, MAX_AT_ONCE, 3), -1, np.int64)
-    for clip in range(scene.num_clips):
-        for slot, event in enumerate(event for event in scene.events if event.start <= clip < event.end):
-            happening[clip, slot] = (
-                _COLOURS.index(event.colour),
-                _SHAPES.index(event.shape),
-                _MOTIONS.index(event.motion),
-            )
-    return happening
-
-
 def make_captions(slots: NDArray[np.float32], num_captions: int, rng: np.random.Generator) -> Captions:
     """Caption frames: most texts are true of the frame they were made for, a third have one thing changed.
 
@@ -106,20 +93,25 @@ def make_captions(slots: NDArray[np.float32], num_captions: int, rng: np.random.
     return Captions(texts, *_judge(slots, wishes))
 
 
-def make_sentences(happening: NDArray[np.int64], num_sentences: int, rng: np.random.Generator) -> Captions:
-    """Say what happens; a third of the sentences have one of colour, shape and motion changed.
+@dataclass(frozen=True)
+class Sentences:
+    """A batch of queries.
 
     Args:
-        happening: (N, slots, 3) of `clip_events`.
-        num_sentences: M.
+        texts: M sentences.
+        meanings: (M, 3), numbers of colour, shape and motion, -1 where a sentence leaves it open.
     """
-    events = happening[happening[..., 0] >= 0]
-    wishes = events[rng.integers(len(events), size=num_sentences)]
-    for row in np.flatnonzero(rng.random(num_sentences) < 0.35):
-        column = rng.choice(3, p=(0.2, 0.2, 0.6))
-        wishes[row, column] = rng.integers((len(_COLOURS), len(_SHAPES), len(_MOTIONS))[column])
+
+    texts: list[str]
+    meanings: NDArray[np.int64]
+
+
+def make_sentences(num_sentences: int, rng: np.random.Generator) -> Sentences:
+    """Say that anything does anything; a fifth of the sentences leave colour or shape open."""
+    kinds = (_COLOURS, _SHAPES, _MOTIONS)
+    meanings = np.stack([rng.integers(len(kind), size=num_sentences) for kind in kinds], 1)
     open_field = np.where(rng.random(num_sentences) < 0.2, rng.integers(2, size=num_sentences), -1)
-    wishes = np.where(np.arange(3) == open_field[:, None], -1, wishes)
+    meanings = np.where(np.arange(3) == open_field[:, None], -1, meanings)
     texts = [
         sentence(
             Description(
@@ -127,11 +119,9 @@ def make_sentences(happening: NDArray[np.int64], num_sentences: int, rng: np.ran
             ),
             rng,
         )
-        for colour, shape, motion in wishes.tolist()
+        for colour, shape, motion in meanings.tolist()
     ]
-    same = (happening[:, :, None] == wishes) | (wishes < 0)  # (N, slots, M, 3)
-    truth = (same.all(-1) & (happening[:, :, None, 0] >= 0)).any(1)
-    return Captions(texts, truth, np.ones_like(truth))
+    return Sentences(texts, meanings)
 
 
 def _say(wish: NDArray[np.float32], in_query_words: bool, rng: np.random.Generator) -> str:
@@ -165,51 +155,48 @@ def _judge(slots: NDArray[np.float32], wishes: NDArray[np.float32]) -> tuple[NDA
     return truth, truth | ~possible.any(1)
 
 
-_BINS = 24
-SPELLED = 2 * _BINS * (len(_COLOURS) + len(_SHAPES)) + len(_COLOURS) * len(_SHAPES) + _SIZES * len(_COLOURS)
-SPELLED += NUM_TURNS * len(_SHAPES)
-"""Length of what `spell` gives."""
+NUM_FACTS = 4 * (len(_COLOURS) + len(_SHAPES)) + 2 * len(_SHAPES) + len(_COLOURS) * len(_SHAPES)
 
 
-def spell(slots: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Write out what frames show, bin by bin; between two bins both get their share.
+def facts(slots: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """What frames show, as numbers that one linear layer could read off an embedding.
 
     Args:
         slots: (N, slots, 6) of `frame_slots`.
 
     Returns:
-        (N, SPELLED) in [0, 1]: for each colour and each shape where it is across and down, which colour has which
-        shape, the size of each colour, the turn of each shape.
+        (N, NUM_FACTS): for each colour and each shape 1, x, y and size (in [-1, 1]) if it is there and zeros if not;
+        cosine and sine of each shape's turn; whether this colour has that shape. And which of these are well defined:
+        with two red shapes there is no place of red.
     """
-    num_frames = len(slots)
-    across = np.zeros((num_frames, 2, len(_COLOURS) + len(_SHAPES), _BINS), np.float32)
+    num_frames, num_looks = len(slots), len(_COLOURS) + len(_SHAPES)
+    looks = np.zeros((num_frames, num_looks, 4), np.float32)
+    turns = np.zeros((num_frames, len(_SHAPES), 2), np.float32)
     pairs = np.zeros((num_frames, len(_COLOURS), len(_SHAPES)), np.float32)
-    sizes = np.zeros((num_frames, len(_COLOURS), _SIZES), np.float32)
-    turns = np.zeros((num_frames, len(_SHAPES), NUM_TURNS), np.float32)
-    for frame, slot in np.argwhere(~np.isnan(slots[..., 0])):
-        colour, shape, *place, size, turn = slots[frame, slot].tolist()
-        colour, shape = int(colour), int(shape)
-        pairs[frame, colour, shape] = 1
-        for axis, value in enumerate(place):
-            for row in (colour, len(_COLOURS) + shape):
-                _share(across[frame, axis, row], (value + 0.5) / len(_GRID) * _BINS - 0.5)
-        _share(sizes[frame, colour], size)
-        if shape != 0:
-            _share(turns[frame, shape], turn, wraps=True)
-    return np.concatenate([part.reshape(num_frames, -1) for part in (across, pairs, sizes, turns)], 1)
-
-
-def _share(bins: NDArray[np.float32], value: float, wraps: bool = False) -> None:
-    """Give the two bins around a value their shares, in place."""
-    low = int(np.floor(value))
-    for bin_, share in ((low, low + 1 - value), (low + 1, value - low)):
-        index = bin_ % len(bins) if wraps else min(max(bin_, 0), len(bins) - 1)
-        bins[index] = max(bins[index], share)
+    count = np.zeros((num_frames, num_looks, 1), np.int64)
+    frames, which = np.nonzero(np.isfinite(slots[..., 0]))
+    shown = slots[frames, which]  # (S, 6)
+    colours, shapes = shown[:, 0].astype(int), shown[:, 1].astype(int)
+    places, sizes = (shown[:, 2:4] + 0.5) / GRID_SIZE * 2 - 1, (shown[:, 4:5] + 0.5) / _SIZES * 2 - 1
+    told = np.concatenate([np.ones_like(sizes), places, sizes], 1)  # (S, 4)
+    for rows in (colours, len(_COLOURS) + shapes):
+        looks[frames, rows] = told
+        np.add.at(count, (frames, rows), 1)
+    angles = shown[:, 5] / NUM_TURNS * 2 * np.pi
+    turns[frames, shapes] = np.stack([np.cos(angles), np.sin(angles)], 1)
+    pairs[frames, colours, shapes] = 1
+    single = count < 2
+    defined = (
+        np.broadcast_to(single, looks.shape) | (np.arange(4) == 0),
+        np.broadcast_to(single[:, len(_COLOURS) :], turns.shape),
+        np.ones_like(pairs, bool),
+    )
+    values = np.concatenate([part.reshape(num_frames, -1) for part in (looks, turns, pairs)], 1)
+    return values, np.concatenate([part.reshape(num_frames, -1) for part in defined], 1)
 
 
 def texts_of_all_kinds(rng: np.random.Generator, count: int) -> Sequence[str]:
     """Random sentences of every kind, to learn which tokens occur at all."""
     slots = np.stack([rng.uniform(0, limit, (count, 1)) for limit in (8, 6, 20, 20, 8, 12)], -1).astype(np.float32)
     slots[..., :2] = np.floor(slots[..., :2])
-    happening = np.stack([rng.integers(limit, size=(count, 1)) for limit in (8, 6, 9)], -1)
-    return make_captions(slots, count, rng).texts + make_sentences(happening, count, rng).texts
+    return make_captions(slots, count, rng).texts + make_sentences(count, rng).texts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import Field
@@ -18,7 +17,7 @@ class WorldConfig(Section):
     """Which videos to learn from: `videos` of split "train" of world `seed`, drawn by so many processes."""
 
     seed: int = Field(default=0, ge=0)
-    videos: int = Field(default=1250, ge=1)
+    videos: int = Field(default=1500, ge=1)
     processes: int = Field(default=1, ge=1)
 
 
@@ -53,11 +52,9 @@ def train_from_config(
         def note(step: int, losses: dict[str, float]) -> None:
             log.write(json.dumps({"step": step, **losses}) + "\n")
             if step % 50 == 0:
-                report(f"step {step} of {config.training.steps}: {losses}")
+                report(f"step {step}: {losses}")
 
         model = train(footage, config.training, note)
     export(model, output / "clip")
-    (output / "config.json").write_text(
-        json.dumps({"world": world.model_dump(), "training": asdict(config.training)}, indent=2) + "\n"
-    )
+    (output / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
     return output / "clip"

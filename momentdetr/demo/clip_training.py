@@ -1,9 +1,8 @@
 """Train the tiny CLIP of the demo: an open_clip model that knows the moving-shapes world, and nothing else.
 
-Two contrastive losses with a sigmoid, both with exact truth. Frames against captions teaches colours, shapes, places,
-sizes and turns. Runs of five frames against sentences teaches the text tower the words for motion, and the image
-tower to keep what tells motion. `clip_heads` help both along and are thrown away afterwards; what is left is an
-ordinary CLIP that sees one frame at a time.
+A contrastive loss with a sigmoid and exact truth: frames against captions of colour, shape, place, size and turn.
+`clip_heads` help it along, and teach the text tower the words for motion; they are thrown away afterwards. What is
+left is an ordinary CLIP that sees one frame at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +22,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from momentdetr.demo.captions import Captions, make_captions, make_sentences, spell, texts_of_all_kinds
-from momentdetr.demo.clip_heads import RUN, CellHead, RunHead, SlotHead
+from momentdetr.demo.captions import Captions, Sentences, make_captions, make_sentences, texts_of_all_kinds
+from momentdetr.demo.clip_heads import CellHead, FactHead, MeaningHead
 from momentdetr.demo.footage import Footage
 
 IMAGE_SIZE = 96
@@ -36,6 +34,8 @@ MODEL_CONFIG: dict[str, Any] = {
     "text_cfg": {"context_length": CONTEXT, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
 }
 MEAN, STD = (0.35, 0.35, 0.35), (0.25, 0.25, 0.25)
+FACTS = 8.0
+"""Weight of that loss; the others have 1."""
 PREPROCESS = {"size": IMAGE_SIZE, "mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
 
 
@@ -44,8 +44,7 @@ class Options:
     """How long and how fast."""
 
     steps: int = 2400
-    runs: int = 30
-    single_frames: int = 110
+    frames: int = 256
     captions: int = 256
     sentences: int = 192
     learning_rate: float = 2e-3
@@ -63,15 +62,17 @@ def train(footage: Footage, options: Options, report: Callable[[int, dict[str, f
     rng = np.random.default_rng(options.seed)
     model = open_clip.CLIP(**MODEL_CONFIG).to(memory_format=torch.channels_last)
     look_everywhere(model.visual.attnpool)
-    used = _used_tokens(rng)
+    keep_length(model.visual.attnpool)
+    used = used_tokens(rng)
     model.token_embedding = nn.Embedding(len(used), MODEL_CONFIG["text_cfg"]["width"])  # the rest is zero
     nn.init.normal_(model.token_embedding.weight, std=0.05)
     model.logit_bias = nn.Parameter(torch.tensor(-8.0))
     nn.init.constant_(model.logit_scale, math.log(10.0))
     heads = nn.ModuleDict(
         {
-            "run": RunHead(MODEL_CONFIG["embed_dim"], MODEL_CONFIG["text_cfg"]["width"]),
-            "slot": SlotHead(MODEL_CONFIG["embed_dim"]),
+            "fact": FactHead(MODEL_CONFIG["embed_dim"]),
+            "last": MeaningHead(MODEL_CONFIG["text_cfg"]["width"]),
+            "mean": MeaningHead(MODEL_CONFIG["text_cfg"]["width"]),
             "cell": CellHead(16 * MODEL_CONFIG["vision_cfg"]["width"]),
         }
     )
@@ -87,7 +88,7 @@ def train(footage: Footage, options: Options, report: Callable[[int, dict[str, f
         optimizer.step()
         schedule.step()
         report(step, {name: float(value.detach()) for name, value in losses.items()})
-    return _widen(model, used).eval()
+    return widen(model, used).eval()
 
 
 @torch.no_grad()
@@ -114,40 +115,46 @@ def look_everywhere(pool: Any) -> None:
         pool.q_proj.bias[row] = math.sqrt(head_width)  # a logit of `strength` for the own cell, about 0 elsewhere
 
 
+@torch.no_grad()
+def keep_length(pool: Any, length: float = 30.0) -> None:
+    """Start the attention pooling with a constant much longer than what it adds for a shape.
+
+    Embeddings are compared, and handed on, divided by their length. If that depended on how many shapes there are,
+    nothing about one of them could be read off linearly.
+    """
+    direction = torch.randn_like(pool.c_proj.bias)
+    pool.c_proj.bias.copy_(length * direction / direction.norm())
+
+
 @dataclass(frozen=True)
 class _Batch:
-    """Frames (N, 3, S, S), runs first, with what is said of them; sentences are about the runs."""
+    """Frames (N, 3, S, S) with what is said of them, and sentences that are about no frame."""
 
     frames: Tensor
     slots: NDArray[np.float32]
     captions: Captions
-    sentences: Captions
+    sentences: Sentences
 
 
 def _batches(footage: Footage, options: Options, rng: np.random.Generator) -> Iterator[_Batch]:
-    """Runs with something going on in the middle, a few without, and single frames that show something."""
-    starts = np.concatenate([np.arange(a, b - RUN + 1) for a, b in pairwise(footage.first)])
-    middle = footage.happening[starts + RUN // 2, 0, 0] >= 0
-    busy, idle = starts[middle], starts[~middle]
+    """Frames that show something."""
     shown = np.flatnonzero(np.isfinite(footage.slots[:, 0, 0]))
-    num_idle = options.runs // 10
     while True:
-        chosen = np.concatenate([rng.choice(busy, options.runs - num_idle), rng.choice(idle, num_idle)])
-        rows = np.concatenate([(chosen[:, None] + np.arange(RUN)).ravel(), rng.choice(shown, options.single_frames)])
+        rows = rng.choice(shown, options.frames)
+        slots = footage.slots[rows]
         yield _Batch(
-            _augment(footage.frames[rows], options.runs, rng),
-            footage.slots[rows],
-            make_captions(footage.slots[rows], options.captions, rng),
-            make_sentences(footage.happening[chosen + RUN // 2], options.sentences, rng),
+            _augment(footage.frames[rows], rng),
+            slots,
+            make_captions(slots, options.captions, rng),
+            make_sentences(options.sentences, rng),
         )
 
 
-def _augment(frames: NDArray[np.uint8], runs: int, rng: np.random.Generator) -> Tensor:
-    """Normalise; change brightness and contrast a little, the same within a run."""
+def _augment(frames: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
+    """Normalise; change brightness and contrast a little."""
 
     def draw(low: float, high: float) -> Tensor:
-        values = rng.uniform(low, high, runs + len(frames) - runs * RUN).astype(np.float32)
-        return torch.from_numpy(np.concatenate([np.repeat(values[:runs], RUN), values[runs:]]))[:, None, None, None]
+        return torch.from_numpy(rng.uniform(low, high, len(frames)).astype(np.float32))[:, None, None, None]
 
     pictures = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255  # (N, 3, S, S), channels last in memory
     pictures = pictures * draw(0.9, 1.1) + draw(-0.04, 0.04)
@@ -159,17 +166,20 @@ def _losses(model: Any, heads: Any, batch: _Batch, used: Tensor) -> dict[str, Te
     with torch.autocast("cpu", torch.bfloat16):
         cells = _feature_map(model.visual, batch.frames)
         image = model.visual.attnpool(model.visual.layer4(cells)).float()  # (N, E)
-        states = encode_states(model, batch.captions.texts + batch.sentences.texts, used).float()  # (M, W)
-    image = F.normalize(image, dim=-1)
-    num_captions, in_runs = len(batch.captions.texts), RUN * len(batch.sentences.truth)
-    caption = F.normalize(states[:num_captions] @ model.text_projection, dim=-1)
-    frame_logits = model.logit_scale.exp() * image @ caption.T + model.logit_bias
-    run_logits = heads["run"](image[:in_runs], states[num_captions:])
+        states, last = token_states(model, batch.captions.texts + batch.sentences.texts, used)  # (M, L, W)
+    image, states = F.normalize(image, dim=-1), states.float()
+    pooled = states[torch.arange(len(states)), last]
+    num_captions = len(batch.captions.texts)
+    caption = F.normalize(pooled[:num_captions] @ model.text_projection, dim=-1)
+    said, ends = states[num_captions:], last[num_captions:]
+    inside = (torch.arange(said.shape[1]) <= ends[:, None])[..., None]
+    mean = (F.normalize(said, dim=-1) * inside).sum(1) / inside.sum(1)
     return {
-        "frames": _sigmoid_loss(frame_logits, batch.captions),
-        "runs": _sigmoid_loss(run_logits, batch.sentences),
-        "slots": 0.1 * heads["slot"].loss(image, torch.from_numpy(spell(batch.slots))),
+        "frames": sigmoid_loss(model.logit_scale.exp() * image @ caption.T + model.logit_bias, batch.captions),
+        "facts": FACTS * heads["fact"].loss(image, batch.slots),
         **heads["cell"].losses(cells, batch.slots),
+        "last": heads["last"].loss(pooled[num_captions:], batch.sentences.meanings),
+        "mean": heads["mean"].loss(mean, batch.sentences.meanings),
     }
 
 
@@ -179,7 +189,7 @@ def _feature_map(tower: Any, frames: Tensor) -> Tensor:
     return maps
 
 
-def _sigmoid_loss(logits: Tensor, captions: Captions) -> Tensor:
+def sigmoid_loss(logits: Tensor, captions: Captions) -> Tensor:
     """SigLIP's loss with known truth: binary cross-entropy, summed over texts, averaged over pictures."""
     truth, clear = torch.from_numpy(captions.truth).float(), torch.from_numpy(captions.clear).float()
     loss = F.binary_cross_entropy_with_logits(logits, truth, weight=clear, reduction="sum")
@@ -197,18 +207,24 @@ def tokenize(texts: list[str]) -> Tensor:
     return tokens
 
 
-def encode_states(model: Any, texts: list[str], used: Tensor) -> Tensor:
-    """The text tower over no more positions than the longest text has; (M, W), the state of the last token."""
+def token_states(model: Any, texts: list[str], used: Tensor) -> tuple[Tensor, Tensor]:
+    """The text tower over no more positions than the longest text has.
+
+    Args:
+        used: (V,), the tokens that the model's compact embedding has rows for.
+
+    Returns:
+        States (M, L, W), and the position of each text's last token (M,).
+    """
     tokens = tokenize(texts)
     last = tokens.argmax(-1)
     length = int(last.max()) + 1
     tokens = torch.searchsorted(used, tokens[:, :length].contiguous()).clamp_(max=len(used) - 1)
     x = model.token_embedding(tokens) + model.positional_embedding[:length]
-    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
-    return x[torch.arange(len(x)), last]
+    return model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length])), last
 
 
-def _used_tokens(rng: np.random.Generator) -> Tensor:
+def used_tokens(rng: np.random.Generator) -> Tensor:
     """Every token number that the world's language can produce, in order; 0 (padding) is one of them."""
     texts: list[str] = []
     for _ in range(10):
@@ -216,7 +232,7 @@ def _used_tokens(rng: np.random.Generator) -> Tensor:
     return torch.unique(torch.cat([tokenize(texts).flatten(), torch.zeros(1, dtype=torch.long)]))
 
 
-def _widen(model: Any, used: Tensor) -> nn.Module:
+def widen(model: Any, used: Tensor) -> nn.Module:
     """Put the trained rows back where the full vocabulary has them."""
     text = MODEL_CONFIG["text_cfg"]
     full = torch.zeros(text["vocab_size"], text["width"])

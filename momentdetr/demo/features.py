@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from momentdetr.demo.clip_training import IMAGE_SIZE
 from momentdetr.demo.dataset import write_moments
-from momentdetr.demo.footage import shoot_all
-from momentdetr.demo.planning import MAX_CLIPS, ask_more
+from momentdetr.demo.footage import shoot
+from momentdetr.demo.motion import EVENTS_FILE, clip_events
+from momentdetr.demo.planning import MAX_CLIPS, ask_more, make_video
 from momentdetr.demo.scene import CLIP_LENGTH_S, Scene
 from momentdetr.features.clip import OpenClipEncoder
 
@@ -38,26 +44,29 @@ def write_features(
 
     Args:
         clip: folder of the tiny CLIP.
-        output: gets train.jsonl, validation.jsonl, video.safetensors, text.safetensors and features.json (the feature
-            specification).
+        output: gets train.jsonl, validation.jsonl, video.safetensors, text.safetensors, features.json (the feature
+            specification) and events.safetensors (`motion.clip_events`).
         seed: of both splits.
         num_train: videos to learn from; every event in them is asked for.
         num_validation: videos to choose the best epoch by.
-        processes: that draw and decode.
+        processes: that draw and encode.
         report: called with a line now and then.
     """
-    encoder = tiny_clip(clip)
-    size = encoder.spec.video[0].preprocessing.image_size  # type: ignore[union-attr] # a tower has preprocessing
     output.mkdir(parents=True, exist_ok=True)
     videos: dict[str, torch.Tensor] = {}
     scenes: dict[str, list[Scene]] = {"train": [], "validation": []}
-    for split, count in (("train", num_train), ("validation", num_validation)):
-        for scene, frames in shoot_all(seed, range(count), split, size, processes):
-            videos[scene.name] = encoder.encode_frames(frames).half()
-            scenes[split].append(scene)
-            if len(videos) % 100 == 0:
-                report(f"{split}: {len(scenes[split])} of {count} videos")
+    with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (clip,)) as pool:
+        for split, count in (("train", num_train), ("validation", num_validation)):
+            work = partial(_encode_video, seed, split)
+            for index, features in enumerate(pool.map(work, range(count), chunksize=8)):
+                scenes[split].append(make_video(seed, index, split))
+                videos[scenes[split][-1].name] = torch.from_numpy(features)
+                if len(videos) % 100 == 0:
+                    report(f"{split}: {index + 1} of {count} videos")
     save_file(videos, output / "video.safetensors")
+    events = {scene.name: torch.from_numpy(clip_events(scene)) for made in scenes.values() for scene in made}
+    save_file(events, output / EVENTS_FILE)
+    encoder = tiny_clip(clip)
     rng = np.random.default_rng(seed)
     scenes["train"] = [ask_more(scene, rng) for scene in scenes["train"]]
     first_qid = 0
@@ -69,3 +78,18 @@ def write_features(
         texts |= {str(len(texts) + number): state.half() for number, state in enumerate(states)}
     save_file(texts, output / "text.safetensors")
     (output / "features.json").write_text(json.dumps(encoder.spec.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+_ENCODER: list[OpenClipEncoder] = []
+"""Of a worker process."""
+
+
+def _begin(clip: Path) -> None:
+    torch.set_num_threads(1)
+    _ENCODER.append(tiny_clip(clip))
+
+
+def _encode_video(seed: int, split: str, index: int) -> NDArray[np.float16]:
+    """(T, C)."""
+    frames = shoot(make_video(seed, index, split), IMAGE_SIZE)
+    return _ENCODER[0].encode_frames(frames).half().numpy()

@@ -11,10 +11,28 @@ import numpy as np
 from momentdetr.demo.scene import Event, Pose
 from momentdetr.demo.vocabulary import COLOURS, Combination
 
-MAX_AT_ONCE = 3
+MAX_AT_ONCE = 2
 """Shapes in the picture at the same time."""
 _MIN_RADIUS, _MAX_RADIUS = 0.06, 0.19
 _EDGE = 0.01
+_MIN_SPEED, _MAX_SPEED = 0.07, 0.12
+"""Of a moving shape, sides of the picture per clip."""
+_TRAVEL = 0.82
+"""What the smallest shape can travel, sides of the picture."""
+_MIN_GROWTH, _MAX_GROWTH = 1.13, 1.2
+"""Of the radius, per clip."""
+MAX_LENGTH = {
+    "left": 10,
+    "right": 10,
+    "up": 10,
+    "down": 10,
+    "grow": 8,
+    "shrink": 8,
+    "still": 14,
+    "spin": 14,
+    "blink": 14,
+}
+"""Clips; longer, a shape would leave the picture, or become too small or too large."""
 _PAUSE = 2
 """Clips between two actors that look alike, at least."""
 _TRIES = 40
@@ -136,12 +154,15 @@ def _move(
 ) -> Event:
     """Draw how fast it goes."""
     colour, shape, motion = deed.combination
-    speed = rng.uniform(0.035, min(0.065, 0.76 / deed.length))
-    direction = _DIRECTIONS.get(motion, (0, 0))
-    factor = float(rng.uniform(1.07, 1.11))
-    growth = {"grow": factor, "shrink": 1 / factor}.get(motion, 1.0)
-    turn = float(rng.uniform(22, 38) * rng.choice((-1, 1))) if motion == "spin" else 0.0
-    velocity = (float(speed * direction[0]), float(speed * direction[1]))
+    velocity, growth, turn = (0.0, 0.0), 1.0, 0.0
+    if motion in _DIRECTIONS:
+        speed = float(rng.uniform(_MIN_SPEED, min(_MAX_SPEED, _TRAVEL / deed.length)))
+        velocity = (speed * _DIRECTIONS[motion][0], speed * _DIRECTIONS[motion][1])
+    elif motion in ("grow", "shrink"):
+        growth = float(rng.uniform(_MIN_GROWTH, min(_MAX_GROWTH, (_MAX_RADIUS / _MIN_RADIUS) ** (1 / deed.length))))
+        growth = growth if motion == "grow" else 1 / growth
+    elif motion == "spin":
+        turn = float(rng.uniform(28, 42) * rng.choice((-1, 1)))
     return Event(
         number,
         colour,

@@ -7,18 +7,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from momentdetr.demo.language import sentence
-from momentdetr.demo.placement import Deed, place
+from momentdetr.demo.placement import MAX_LENGTH, Deed, place
 from momentdetr.demo.scene import Background, Description, Event, Query, Scene, windows_of
 from momentdetr.demo.vocabulary import COLOURS, HELD_OUT, MOTIONS, POSSIBLE, SHAPES, TRAINABLE, Combination
 
 SPLITS = {"test": 0, "train": 1, "validation": 2}
 QUERIES_PER_VIDEO = 3
 """That are in the video; as many are not."""
-MIN_CLIPS, MAX_CLIPS = 40, 72
+MIN_CLIPS, MAX_CLIPS = 40, 64
 SHORT = 0.1
 """A short window is less than this part of the video."""
-_MIN_LENGTH, _MAX_LENGTH = 3, 16
-_MAX_RESIZE_LENGTH = 10
+_MIN_LENGTH = 3
+_SAME_LOOKS = 0.6
+"""How often a query asks for another motion of a shape that is asked for already."""
+_SAME_ACTOR = 0.8
+"""How often events of the same looks are one shape that does both in a row."""
+_HELD_OUT_SHARE = 0.35
 _WALLS = ("plain", "gradient", "stripes", "checks", "dots", "noise")
 
 
@@ -52,11 +56,11 @@ class _Plan:
 def _attempt(rng: np.random.Generator, name: str, num_events: int, held_out: bool) -> Scene | None:
     num_clips = int(rng.integers(MIN_CLIPS, MAX_CLIPS + 1))
     allowed = POSSIBLE if held_out else TRAINABLE
-    plan = _make_plan(rng, allowed, held_out, few=num_events == QUERIES_PER_VIDEO)
+    plan = _make_plan(rng, allowed, few=num_events == QUERIES_PER_VIDEO)
     if plan is None:
         return None
     deeds = _choose_deeds(rng, plan, num_events, num_clips, allowed)
-    events = None if deeds is None else place(deeds, num_clips, rng)
+    events = place(deeds, num_clips, rng)
     if events is None:
         return None
     queries = tuple(
@@ -72,15 +76,21 @@ def _attempt(rng: np.random.Generator, name: str, num_events: int, held_out: boo
     return Scene(name, num_clips, _make_background(rng), events, queries + absent)
 
 
-def _make_plan(rng: np.random.Generator, allowed: tuple[Combination, ...], held_out: bool, few: bool) -> _Plan | None:
+def _make_plan(rng: np.random.Generator, allowed: tuple[Combination, ...], few: bool) -> _Plan | None:
     """Choose what will be asked; with `few` events one target must serve as another's distractor."""
     short, distracted = (int(number) for number in rng.integers(QUERIES_PER_VIDEO, size=2))
-    pool = sorted(HELD_OUT)
-    targets = [
-        pool[rng.integers(len(pool))] if held_out and rng.random() < 0.3 else allowed[rng.integers(len(allowed))]
-        for _ in range(QUERIES_PER_VIDEO)
-    ]
-    if few:
+    targets: list[Combination] = []
+    while len(targets) < QUERIES_PER_VIDEO:
+        choice = allowed
+        if targets and rng.random() < _SAME_LOOKS:  # so that it matters which motion it is
+            looks = targets[rng.integers(len(targets))][:2]
+            choice = tuple(option for option in allowed if option[:2] == looks)
+        fresh = tuple(option for option in choice if option in HELD_OUT)
+        if fresh and rng.random() < _HELD_OUT_SHARE:
+            choice = fresh
+        targets.append(choice[rng.integers(len(choice))])
+    distractors = [target for target in targets if Description(*targets[distracted]).shares_two(target)]
+    if few and not distractors:
         targets[(distracted + 1) % QUERIES_PER_VIDEO] = _neighbour(rng, targets[distracted], allowed)
     if len(set(targets)) < QUERIES_PER_VIDEO:
         return None
@@ -94,29 +104,31 @@ def _make_plan(rng: np.random.Generator, allowed: tuple[Combination, ...], held_
 
 def _choose_deeds(
     rng: np.random.Generator, plan: _Plan, num_events: int, num_clips: int, allowed: tuple[Combination, ...]
-) -> list[Deed] | None:
+) -> list[Deed]:
     """The targets, a distractor, then repetitions, companions and strangers up to the number of events."""
     classes = {target: number == plan.short for number, target in enumerate(plan.targets)}
-    deeds = [Deed(target, _length(rng, target, classes[target], num_clips)) for target in plan.targets]
+    deeds: list[Deed] = []
+
+    def add(combination: Combination, short: bool) -> None:
+        twins = [number for number, deed in enumerate(deeds) if deed.combination[:2] == combination[:2]]
+        follows = twins[rng.integers(len(twins))] if twins and rng.random() < _SAME_ACTOR else None
+        length = _length(rng, combination, short, num_clips)
+        deeds.append(Deed(combination, length, follows, before=bool(rng.random() < 0.5)))
+
+    for target in plan.targets:
+        add(target, classes[target])
     while len(deeds) < num_events:
         kind = rng.random()
-        partner = int(rng.integers(QUERIES_PER_VIDEO))
+        target = plan.targets[rng.integers(QUERIES_PER_VIDEO)]
         if len(deeds) == QUERIES_PER_VIDEO:
-            partner = plan.distracted
-        elif kind < 0.3:
-            target = plan.targets[partner]
-            deeds.append(Deed(target, _length(rng, target, classes[target], num_clips)))
-            continue
-        if len(deeds) > QUERIES_PER_VIDEO and kind > 0.8:
-            combination = allowed[rng.integers(len(allowed))]
+            combination = _neighbour(rng, plan.targets[plan.distracted], allowed)
+        elif kind < 0.35:
+            combination = target
+        elif kind < 0.85:
+            combination = _neighbour(rng, target, allowed)
         else:
-            combination = _neighbour(rng, plan.targets[partner], allowed)
-        if combination in classes:
-            return None
-        same_looks = combination[:2] == plan.targets[partner][:2]
-        follows = partner if same_looks and rng.random() < 0.7 else None
-        short = bool(rng.random() < 0.35)
-        deeds.append(Deed(combination, _length(rng, combination, short, num_clips), follows, bool(rng.random() < 0.5)))
+            combination = allowed[rng.integers(len(allowed))]
+        add(combination, classes.get(combination, bool(rng.random() < 0.35)))
     return deeds
 
 
@@ -125,14 +137,13 @@ def _length(rng: np.random.Generator, combination: Combination, short: bool, num
     longest_short = -(-num_clips // 10) - 1
     if short:
         return int(rng.integers(_MIN_LENGTH, longest_short + 1))
-    longest = _MAX_RESIZE_LENGTH if combination[2] in ("grow", "shrink") else _MAX_LENGTH
-    return int(rng.integers(longest_short + 1, longest + 1))
+    return int(rng.integers(longest_short + 1, MAX_LENGTH[combination[2]] + 1))
 
 
 def _neighbour(rng: np.random.Generator, combination: Combination, allowed: tuple[Combination, ...]) -> Combination:
-    """A combination that differs in one attribute; half of the time it is the motion."""
+    """A combination that differs in one attribute, mostly in the motion."""
     while True:
-        place_of = int(rng.choice(3, p=(0.25, 0.25, 0.5)))
+        place_of = int(rng.choice(3, p=(0.2, 0.2, 0.6)))
         values = (tuple(COLOURS), SHAPES, MOTIONS)[place_of]
         changed = list(combination)
         changed[place_of] = values[rng.integers(len(values))]
@@ -171,13 +182,20 @@ def _absent(
 
 
 def ask_more(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same video with more queries, to learn from: every event is asked for, and some with a part left open."""
+    """The same video with more queries, to learn from.
+
+    Every event is asked for, some with a part left open, and most are also asked for with another motion, which is the
+    attribute that is hardest to learn.
+    """
     asked = {query.description for query in scene.queries}
     wanted = [Description(*event.combination) for event in scene.events]
     for event in scene.events:
         if rng.random() < 0.3:
             open_field = "colour" if rng.random() < 0.5 else "shape"
             wanted.append(_leave_open(Description(*event.combination), open_field))
+        other = (event.colour, event.shape, MOTIONS[rng.integers(len(MOTIONS))])
+        if rng.random() < 0.8 and other in TRAINABLE:
+            wanted.append(Description(*other))
     more = tuple(
         Query(sentence(description, rng), description, windows_of(description, scene.events))
         for description in dict.fromkeys(wanted)

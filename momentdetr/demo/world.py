@@ -2,7 +2,7 @@
 
 `make_video(seed, index)` writes down one video and its queries, `draw(scene)` draws its frames, and `write_dataset`
 writes MP4 files with their truth. Coloured shapes appear, stay, move, spin, grow, shrink and blink before plain and
-textured walls; a shape may do several things in a row, and up to three are there at once.
+textured walls; a shape may do several things in a row, and up to two are there at once.
 
 Every video has three to eight events and six queries. Three are in the video: of these one has only windows shorter
 than a tenth of the video, two have only longer ones, and at least one has a distractor, an event that shares exactly

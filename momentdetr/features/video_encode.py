@@ -8,6 +8,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from momentdetr.features.video_picture import Picture
 
@@ -61,6 +62,7 @@ class VideoTrack:
             setattr(context, name, value if like is None else int(getattr(like, name)))
         self._width, self._height, self._tick = width, height, tick
         self._durations: dict[int, int] = {}
+        self._reformatter = VideoReformatter()  # keeps its tables from frame to frame
 
     def encode(self, frame: Any, tick: int, duration: int) -> Iterator[Any]:
         """Yield the packets that are ready after one more frame.
@@ -69,7 +71,7 @@ class VideoTrack:
             frame: av.VideoFrame of any size and format.
         """
         if (frame.width, frame.height, frame.format.name) != (self._width, self._height, "yuv420p"):
-            frame = frame.reformat(width=self._width, height=self._height, format="yuv420p", interpolation="BICUBIC")
+            frame = self._reformatter.reformat(frame, self._width, self._height, "yuv420p", interpolation="BICUBIC")
         frame.pts, frame.time_base, frame.duration = tick, self._tick, duration
         frame.pict_type = 0  # the encoder decides, not the file that the frame came from
         self._durations[tick] = duration

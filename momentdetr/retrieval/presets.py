@@ -115,11 +115,12 @@ def qd_detr(
             width=sizes.width,
             text_positions=_text_positions(sizes, text_positions),
             saliency_margin=weights.saliency_margin,
+            indicator=weights.indicator > 0,
             official_batch_faults=official_batch_faults,
         ),
         head=anchor_head(sizes),
         criterion=moment_criterion(weights) if moments else None,
-        weights={"saliency": weights.saliency, "align": weights.align},
+        weights={"saliency": weights.saliency, "indicator": weights.indicator, "align": weights.align},
         scores=foreground,
         align=ContrastiveAlignment(sizes.width, alignment_size, temperature) if alignment_size else None,
     )

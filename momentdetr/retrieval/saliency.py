@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from momentdetr.detr.types import Targets
 from momentdetr.retrieval.types import SaliencyTargets
 
 _HIDDEN = -1e3  # score of a padded clip, as in the official code
@@ -35,6 +36,25 @@ def negative_pair_loss(scores: Tensor, mask: Tensor) -> Tensor:
         mask: (B, T), True where a clip is real.
     """
     return (F.softplus(scores) * mask).sum(1).mean()
+
+
+def indicator_loss(scores: Tensor, spans: Targets, mask: Tensor) -> Tensor:
+    """Whether each clip's middle is inside a moment, as UniVTG (Lin et al., 2023) asks of its foreground indicator.
+
+    Args:
+        scores: (B, T), logits.
+        spans: the moments, centre and width; a sample without any has nothing inside.
+        mask: (B, T), True where a clip is real.
+
+    Returns:
+        Binary cross-entropy, averaged over real clips.
+    """
+    num_clips = mask.sum(1, keepdim=True).to(scores.dtype)
+    middles = (torch.arange(mask.shape[1], device=mask.device) + 0.5) / num_clips  # (B, T)
+    centre, width = spans.boxes.unbind(-1)  # (B, M)
+    reached = (middles[:, None] - centre[..., None]).abs() < width[..., None] / 2  # (B, M, T)
+    inside = (reached & spans.mask[..., None]).any(1).to(scores.dtype)
+    return F.binary_cross_entropy_with_logits(scores[mask], inside[mask])
 
 
 def rank_contrastive_loss(scores: Tensor, levels: Tensor, mask: Tensor, temperature: float = 0.5) -> Tensor:

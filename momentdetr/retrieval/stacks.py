@@ -67,6 +67,7 @@ class LossWeights:
         giou: of overlap.
         class_: of foreground against background.
         saliency: of the encoder's saliency terms.
+        indicator: of asking each clip whether it is inside a moment; 0 (not at all) in the published models.
         align: of the contrastive alignment, where there is one.
         background: weight of background queries within the class term.
         saliency_margin: of the saliency hinge.
@@ -80,6 +81,7 @@ class LossWeights:
     giou: float = 1.0
     class_: float = 4.0
     saliency: float = 1.0
+    indicator: float = 0.0
     align: float = 0.02
     background: float = 0.1
     saliency_margin: float = 0.2

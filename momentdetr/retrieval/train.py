@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from pydantic import Field, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from momentdetr.datasets.predictions import write_predictions
@@ -70,6 +72,7 @@ class RetrievalConfig(Section):
         data: see `DataConfig`.
         features: a `FeatureSpec` as plain values, or the path of a .json file that holds it.
         model: "preset", "sizes", "weights" and options of `presets.build`; the feature dimensions are filled in.
+        initial: a .safetensors file to begin with; its tensors have names of the model, not all need be there.
         training: see `LoopConfig`; `select_by` is a name of the official brief scores, e.g. "MR-full-mAP".
         optimizer: see `OptimizerConfig`.
         schedule: see `ScheduleConfig`.
@@ -80,6 +83,7 @@ class RetrievalConfig(Section):
     data: DataConfig
     features: dict[str, Any] | str
     model: dict[str, Any]
+    initial: str | None = None
     training: LoopConfig = LoopConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -131,7 +135,7 @@ def train(
     learn, score = _datasets(config, spec)
     model_config = _with_dimensions(config.model, spec)
     device = _device(config.device)
-    model = _initial_model(model_config, config.training.seed).to(device)
+    model = _initial_model(model_config, config.training.seed, config.initial).to(device)
 
     def evaluate(network: nn.Module) -> Mapping[str, float]:
         assert isinstance(network, MomentRetriever)
@@ -187,10 +191,29 @@ def _loss(model: nn.Module, batch: MomentBatch, epoch: int) -> tuple[Tensor, Map
     return losses.total, losses.terms
 
 
-def _initial_model(model_config: Mapping[str, Any], seed: int) -> MomentRetriever:
+def _initial_model(model_config: Mapping[str, Any], seed: int, initial: str | None) -> MomentRetriever:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("weights", seed))
-        return build(model_config)
+        model = build(model_config)
+    if initial is not None:
+        _begin_with(model, Path(initial))
+    return model
+
+
+def _begin_with(model: MomentRetriever, path: Path) -> None:
+    """Copy the tensors of a file into the model; every one of them must have its place."""
+    try:
+        given = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"initial: {path} cannot be read as safetensors: {error}") from error
+    own = model.state_dict()
+    wrong = [name for name, value in given.items() if name not in own or own[name].shape != value.shape]
+    if wrong or not given:
+        name = wrong[0] if wrong else "nothing"
+        expected = tuple(own[name].shape) if name in own else "a name of the model"
+        found = f"{name} {tuple(given[name].shape)}" if wrong else "no tensor at all"
+        raise BadInput(f"initial: {path} holds {found}, expected {expected}; {len(wrong)} of {len(given)} do not fit")
+    model.load_state_dict({**own, **given})
 
 
 def _best_model(result: FitResult, folder: Path, model: MomentRetriever, *, averaged: bool) -> MomentRetriever:

@@ -5,12 +5,11 @@ import re
 import numpy as np
 
 from momentdetr.demo.captions import (
-    SPELLED,
-    clip_events,
+    NUM_FACTS,
+    facts,
     frame_slots,
     make_captions,
     make_sentences,
-    spell,
 )
 from momentdetr.demo.language import COLOUR_WORDS, MOTION_WORDS, SHAPE_WORDS
 from momentdetr.demo.vocabulary import COLOURS, MOTIONS, SHAPES
@@ -18,7 +17,6 @@ from momentdetr.demo.world import make_video
 
 SCENES = [make_video(21, index, "train") for index in range(3)]
 SLOTS = np.concatenate([frame_slots(scene) for scene in SCENES])
-EVENTS = np.concatenate([clip_events(scene) for scene in SCENES])
 
 
 def _named(text: str, words: dict[str, tuple[str, ...]]) -> str | None:
@@ -61,26 +59,28 @@ def test_captions_of_looks_and_places_are_true_where_they_should_be() -> None:
             assert np.array_equal(captions.truth[:, number], loose), text
 
 
-def test_sentences_are_true_while_it_happens() -> None:
-    sentences = make_sentences(EVENTS, 60, np.random.default_rng(1))
+def test_sentences_mean_what_they_say() -> None:
+    sentences = make_sentences(200, np.random.default_rng(1))
     motions = {name: tuple(word for pair in pairs for word in pair) for name, pairs in MOTION_WORDS.items()}
-    for number, text in enumerate(sentences.texts):
-        wanted = [_named(text, COLOUR_WORDS), _named(text, SHAPE_WORDS), _named(text, motions)]
-        names = (list(COLOURS), list(SHAPES), list(MOTIONS))
-        for frame, slots in enumerate(EVENTS):
-            happening = [[names[i][value] for i, value in enumerate(slot)] for slot in slots.tolist() if slot[0] >= 0]
-            true = any(all(w is None or w == has for w, has in zip(wanted, event, strict=True)) for event in happening)
-            assert sentences.truth[frame, number] == true, text
+    kinds = ((list(COLOURS), COLOUR_WORDS), (list(SHAPES), SHAPE_WORDS), (list(MOTIONS), motions))
+    for text, meaning in zip(sentences.texts, sentences.meanings.tolist(), strict=True):
+        for number, (names, words) in zip(meaning, kinds, strict=True):
+            assert _named(text, words) == (None if number < 0 else names[number]), text
+    assert (sentences.meanings[:, 2] >= 0).all()
+    assert 0.1 < (sentences.meanings < 0).any(1).mean() < 0.3
 
 
-def test_spelling_gives_each_shape_its_bins() -> None:
-    spelled = spell(SLOTS)
-    assert spelled.shape == (len(SLOTS), SPELLED)
-    assert spelled.min() >= 0
-    assert spelled.max() <= 1
+def test_facts_are_read_back_from_their_numbers() -> None:
+    values, defined = facts(SLOTS)
+    assert values.shape == defined.shape == (len(SLOTS), NUM_FACTS)
+    looks = values[:, : 4 * (len(COLOURS) + len(SHAPES))].reshape(len(SLOTS), -1, 4)
+    for slots, look, is_defined in zip(SLOTS, looks, defined, strict=True):
+        shown = slots[np.isfinite(slots[:, 0])]
+        assert look[: len(COLOURS), 0].sum() == len(set(shown[:, 0]))
+        for colour, _, x, y, *_ in shown:
+            place = 4 * int(colour) + 1
+            assert is_defined[place] == (np.sum(shown[:, 0] == colour) == 1)
+            if is_defined[place]:
+                assert np.allclose((look[int(colour), 1:3] + 1) / 2, [(x + 0.5) / 20, (y + 0.5) / 20], atol=1e-6)
     empty = np.isnan(SLOTS[..., 0]).all(1)
-    assert not spelled[empty].any()
-    one = np.isfinite(SLOTS[..., 0]).sum(1) == 1
-    # One shape has two rows (colour, shape) on two axes, a pair, a size and, unless it is a disc, a turn.
-    disc = (SLOTS[:, :, 1] == 0).any(1)
-    assert np.allclose(spelled[one].sum(1), np.where(disc[one], 6, 7), atol=0.6)
+    assert not values[empty].any()

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from momentdetr.retrieval.saliency import margin_loss, negative_pair_loss, rank_contrastive_loss
+from momentdetr.detr.types import Targets
+from momentdetr.retrieval.saliency import indicator_loss, margin_loss, negative_pair_loss, rank_contrastive_loss
 from momentdetr.retrieval.types import SaliencyTargets
 
 
@@ -27,6 +28,22 @@ def test_negative_pair_loss_is_minus_log_of_silence_and_survives_large_scores() 
     expected = -sum(math.log(1 - 1 / (1 + math.exp(-s))) for s in (0.5, -1.0))
     assert negative_pair_loss(scores, mask).item() == pytest.approx(expected)
     assert negative_pair_loss(torch.full((1, 1), 200.0), torch.ones(1, 1, dtype=torch.bool)) == 200
+
+
+def test_indicator_loss_asks_each_real_clip_whether_its_middle_is_inside() -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(2, 6, dtype=torch.float64)
+    mask = torch.tensor([[True] * 5 + [False], [True] * 6])
+    # Of five clips the first moment covers 1 and 2, the second less than half of 4; the other row has none.
+    boxes = torch.tensor([[[0.4, 0.4], [0.96, 0.08]], [[0.5, 1.0], [0.5, 1.0]]], dtype=torch.float64)
+    spans = Targets(torch.zeros(2, 2, dtype=torch.long), boxes, torch.tensor([[True, True], [False, False]]))
+    inside = [[0, 1, 1, 0, 0], [0] * 6]
+    terms = [
+        -math.log(p if i else 1 - p)
+        for row, flags in zip(scores.sigmoid().tolist(), inside, strict=True)
+        for p, i in zip(row, flags, strict=False)
+    ]
+    assert indicator_loss(scores, spans, mask).item() == pytest.approx(sum(terms) / 11)
 
 
 def test_rank_contrastive_loss_equals_a_naive_loop() -> None:

@@ -99,6 +99,24 @@ def test_reads_annotations_and_features_from_files(tmp_path):
     assert load(folder)[1] == debug_spec()
 
 
+def test_begins_with_given_weights_and_refuses_those_that_do_not_fit(tmp_path):
+    own = load(train(DEBUG, [], tmp_path / "own", progress=False))[0].state_dict()
+    name, still = "encoder.text_projection.linears.0.weight", ["optimizer.learning_rate=1e-30", "training.max_steps=1"]
+    save_file({name: torch.full_like(own[name], 0.5)}, tmp_path / "initial.safetensors")
+    override = f"initial={tmp_path / 'initial.safetensors'}"
+    begun = load(train(DEBUG, [override, *still], tmp_path / "begun", progress=False))[0].state_dict()
+    torch.testing.assert_close(begun[name], torch.full_like(own[name], 0.5))
+    save_file({name: torch.zeros(3)}, tmp_path / "initial.safetensors")
+    with pytest.raises(BadInput, match=r"text_projection.linears.0.weight \(3,\), expected \("):
+        train(DEBUG, [override], tmp_path / "wrong", progress=False)
+    save_file({"else": torch.zeros(3)}, tmp_path / "initial.safetensors")
+    with pytest.raises(BadInput, match=r"else .* expected a name of the model"):
+        train(DEBUG, [override], tmp_path / "wrong", progress=False)
+    (tmp_path / "initial.safetensors").write_bytes(b"no")
+    with pytest.raises(BadInput, match="cannot be read as safetensors"):
+        train(DEBUG, [override], tmp_path / "wrong", progress=False)
+
+
 def test_reads_published_folders(tmp_path):
     spec = debug_spec()
     values = write_world(tmp_path, spec)

@@ -14,7 +14,7 @@ from momentdetr.detr.mlp import FeedForward
 from momentdetr.detr.positions import grid_positions
 from momentdetr.detr.types import Memory
 from momentdetr.retrieval.projection import LearnedTextPositions, Projection
-from momentdetr.retrieval.saliency import margin_loss, negative_pair_loss, rank_contrastive_loss
+from momentdetr.retrieval.saliency import indicator_loss, margin_loss, negative_pair_loss, rank_contrastive_loss
 from momentdetr.retrieval.types import Encoding, MomentTargets, VideoText
 
 
@@ -74,6 +74,7 @@ class QdDetrEncoder(nn.Module):
         width: C.
         text_positions: optional positions of words; without them words have none, as published.
         saliency_margin: of the hinge loss.
+        indicator: also ask each clip whether it is inside a moment; no published model does.
         official_batch_faults: reproduce four faults of the official code; only its checkpoints want them. Its mask of
             words is repeated head by head instead of sample by sample, so that in a padded batch a sample ignores
             words that are padding in *another* sample; a batch of one gets its own query as the negative; a foreign
@@ -91,6 +92,7 @@ class QdDetrEncoder(nn.Module):
         width: int,
         text_positions: LearnedTextPositions | None = None,
         saliency_margin: float = 0.2,
+        indicator: bool = False,
         official_batch_faults: bool = False,
     ) -> None:
         super().__init__()
@@ -100,7 +102,7 @@ class QdDetrEncoder(nn.Module):
         self.global_token = nn.Parameter(torch.randn(width))
         self.global_position = nn.Parameter(torch.randn(width))
         self.saliency_clip, self.saliency_global = nn.Linear(width, width), nn.Linear(width, width)
-        self.width, self.saliency_margin = width, saliency_margin
+        self.width, self.saliency_margin, self.indicator = width, saliency_margin, indicator
         self.official_batch_faults = official_batch_faults
 
     def forward(self, inputs: VideoText, *, with_negatives: bool | None = None) -> Encoding:
@@ -148,8 +150,9 @@ class QdDetrEncoder(nn.Module):
         Args:
             mask: (B, T), True where a clip is real.
         """
+        extra = {"indicator": indicator_loss(encoding.saliency, targets.spans, mask)} if self.indicator else {}
         if targets.saliency is None:
-            return {}
+            return extra
         scores, seen = encoding.saliency, mask
         total = margin_loss(scores, targets.saliency, self.saliency_margin)
         absent = (targets.saliency.positive < 0).all(1)
@@ -164,4 +167,4 @@ class QdDetrEncoder(nn.Module):
             if negative is not None:
                 levels = torch.cat([levels, torch.zeros_like(levels)], 1)
             total = total + rank_contrastive_loss(scores, levels, seen)
-        return {"saliency": total}
+        return {"saliency": total, **extra}
