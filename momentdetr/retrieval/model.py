@@ -14,6 +14,7 @@ from momentdetr.detr.model import Detr
 from momentdetr.detr.types import Targets
 from momentdetr.retrieval.align import ContrastiveAlignment
 from momentdetr.retrieval.boundaries import BoundaryLogits, boundary_spans, boundary_targets
+from momentdetr.retrieval.presence import Presence
 from momentdetr.retrieval.types import MomentOutput, MomentTargets, VideoText
 
 
@@ -61,6 +62,8 @@ class MomentRetriever(nn.Module):
         super().__init__()
         self.encoder, self.head, self.align = encoder, head, align
         self.criterion, self.weights, self.scores = criterion, dict(weights), scores
+        self.presence = Presence()
+        """How sure it is that a query is in the video; the builder sets another one for a calibrated model."""
 
     def forward(self, inputs: VideoText) -> MomentOutput:
         encoding = self.encoder(inputs)
@@ -97,12 +100,13 @@ class MomentRetriever(nn.Module):
         scores = self.scores(at_least_float32(last.logits))
         if last.quality is not None:
             scores = scores * at_least_float32(last.quality).sigmoid()
+        saliency = at_least_float32(output.saliency)
         return MomentPredictions(
             scores=scores,
             spans=to_corners(at_least_float32(boxes)),
-            saliency=at_least_float32(output.saliency),
+            saliency=saliency,
             video_mask=inputs.video_mask,
-            absent=1 - scores.max(1).values,
+            absent=self.presence.absent(scores, saliency, inputs.video_mask),
         )
 
     def _parametrized(self, spans: Targets, output: MomentOutput) -> Targets:

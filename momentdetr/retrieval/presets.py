@@ -22,6 +22,7 @@ from momentdetr.retrieval.boundaries import BoundaryLogits, boundary_cost, bound
 from momentdetr.retrieval.encoders.moment_detr import MomentDetrEncoder
 from momentdetr.retrieval.encoders.qd_detr import QdDetrEncoder, TextToVideoLayer
 from momentdetr.retrieval.model import MomentRetriever
+from momentdetr.retrieval.presence import Presence
 from momentdetr.retrieval.projection import LearnedTextPositions
 from momentdetr.retrieval.stacks import (
     LossWeights,
@@ -133,7 +134,8 @@ def build(config: Mapping[str, Any]) -> MomentRetriever:
     """Build a retriever from plain data.
 
     Args:
-        config: "preset", "sizes" (see `Sizes`), optionally "weights" (see `LossWeights`), and the preset's own options.
+        config: "preset", "sizes" (see `Sizes`), optionally "weights" (see `LossWeights`), "presence" (see `Presence`),
+            and the preset's own options.
 
     Raises:
         BadInput: an unknown preset or key, or a size that does not fit.
@@ -144,10 +146,13 @@ def build(config: Mapping[str, Any]) -> MomentRetriever:
         raise BadInput(f"unknown preset {name!r}, expected one of {sorted(PRESETS)}")
     sizes = _checked(Sizes, options.pop("sizes", {}))
     weights = _checked(LossWeights, options.pop("weights", {}))
+    presence = _checked(Presence, options.pop("presence", {}))
     try:
-        return PRESETS[name](sizes, weights, **options)
+        model = PRESETS[name](sizes, weights, **options)
     except (TypeError, ValueError) as error:
         raise BadInput(f"preset {name!r} cannot be built from {dict(config)}: {error}") from error
+    model.presence = presence
+    return model
 
 
 def _checked(cls: type, values: Mapping[str, Any]) -> Any:

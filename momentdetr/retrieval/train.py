@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from momentdetr.retrieval.feature_files import read_published, read_tensors
 from momentdetr.retrieval.generated import generate
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.predicting import predict_dataset
+from momentdetr.retrieval.presence import Presence, fit_presence
 from momentdetr.retrieval.presets import build
 from momentdetr.training.checkpoint import CheckpointFolder
 from momentdetr.training.config import LoopConfig, OptimizerConfig, ScheduleConfig, Section, load_config
@@ -124,7 +125,8 @@ def train(
         progress: draw a progress line on stderr.
 
     Returns:
-        The folder of the retriever: the best one by `training.select_by`, else the last.
+        The folder of the retriever: the best one by `training.select_by`, else the last. If the validation set has
+        queries that are not in their videos, its certainty of absence is calibrated on them.
 
     Raises:
         BadInput: the configuration, annotations or features cannot be used; every fault is named.
@@ -153,6 +155,8 @@ def train(
     result = fit(task, config.training, config.optimizer, config.schedule, output_dir, resume=resume, progress=progress)
     best = _best_model(result, output_dir, model, averaged=config.training.ema_decay > 0)
     if score is not None:
+        best.presence = _presence(best, score, config.training.batch_size, device)
+        model_config["presence"] = asdict(best.presence)
         _write_scores(best, score, config.training.batch_size, device, output_dir)
     return save(output_dir / "retriever", model_config, best, spec, about=config.about)
 
@@ -174,6 +178,16 @@ def _answers(model: MomentRetriever, data: MomentDataset, batch_size: int, devic
     truly_absent = [not record.windows_s for record in data.records]
     some_absent = 0 < sum(truly_absent) < len(truly_absent)
     return predictions, _Scored(scores, auroc(absent, truly_absent) if some_absent else None)
+
+
+def _presence(model: MomentRetriever, data: MomentDataset, batch_size: int, device: torch.device) -> Presence:
+    """Calibrate on the validation queries, if some of them are in their videos and some are not."""
+    present = [bool(record.windows_s) for record in data.records]
+    if all(present) or not any(present):
+        return Presence()
+    predictions, _ = predict_dataset(model.eval(), data, batch_size=batch_size, device=device)
+    best, highest = [p.windows[0][2] for p in predictions], [max(p.saliency) for p in predictions]
+    return fit_presence(best, highest, present)
 
 
 def _write_scores(
