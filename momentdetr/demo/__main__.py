@@ -41,8 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     features.add_argument("--clip", type=Path, required=True, help="folder of the tiny CLIP")
     features.add_argument("--output", type=Path, required=True)
     features.add_argument("--seed", type=int, default=0)
-    features.add_argument("--train", type=int, default=6000, help="videos to learn from")
+    features.add_argument("--train", type=int, default=4000, help="videos to learn from")
     features.add_argument("--validation", type=int, default=200, help="videos to choose the best epoch by")
+    features.add_argument("--first", type=int, default=0, help="number of the first video to learn from")
     features.add_argument("--processes", type=int, default=1)
     features.set_defaults(run=_features)
 
@@ -82,6 +83,7 @@ def _features(options: argparse.Namespace) -> None:
         seed=options.seed,
         num_train=options.train,
         num_validation=options.validation,
+        first=options.first,
         processes=options.processes,
         report=_print,
     )

@@ -37,6 +37,7 @@ def write_features(
     seed: int,
     num_train: int,
     num_validation: int,
+    first: int = 0,
     processes: int = 1,
     report: Callable[[str], None] = print,
 ) -> None:
@@ -49,6 +50,7 @@ def write_features(
         seed: of both splits.
         num_train: videos to learn from; every event in them is asked for.
         num_validation: videos to choose the best epoch by.
+        first: number of the first video to learn from.
         processes: that draw and encode.
         report: called with a line now and then.
     """
@@ -56,18 +58,18 @@ def write_features(
     videos: dict[str, torch.Tensor] = {}
     scenes: dict[str, list[Scene]] = {"train": [], "validation": []}
     with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (clip,)) as pool:
-        for split, count in (("train", num_train), ("validation", num_validation)):
+        for split, indices in (("train", range(first, first + num_train)), ("validation", range(num_validation))):
             work = partial(_encode_video, seed, split)
-            for index, features in enumerate(pool.map(work, range(count), chunksize=8)):
+            for index, features in zip(indices, pool.map(work, indices, chunksize=8), strict=True):
                 scenes[split].append(make_video(seed, index, split))
                 videos[scenes[split][-1].name] = torch.from_numpy(features)
                 if len(videos) % 100 == 0:
-                    report(f"{split}: {index + 1} of {count} videos")
+                    report(f"{split}: {len(scenes[split])} of {len(indices)} videos")
     save_file(videos, output / "video.safetensors")
     events = {scene.name: torch.from_numpy(clip_events(scene)) for made in scenes.values() for scene in made}
     save_file(events, output / EVENTS_FILE)
     encoder = tiny_clip(clip)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, first])
     scenes["train"] = [ask_more(scene, rng) for scene in scenes["train"]]
     first_qid = 0
     texts: dict[str, torch.Tensor] = {}
