@@ -90,9 +90,10 @@ def _parts(name: str, download: bool, progress: Progress | None) -> _Parts:
     if name == DEMO:
         return _from_folder(DEMO, DEMO_FOLDER / "retriever")
     if name in REGISTRY:
-        files = resolve(name, progress, download=download)
-        if files.retriever is None:
+        if REGISTRY[name].retriever is None:  # said before 600 MB are fetched
             raise BadInput(f"{name} is an encoder alone, which answers no queries. {_choices(retrievers_only=True)}")
+        files = resolve(name, progress, download=download)
+        assert files.retriever is not None
         return _from_file(name, files.retriever, files.encoder)
     try:
         is_folder, is_file = bool(name) and path.is_dir(), path.is_file()
@@ -114,7 +115,12 @@ def _from_folder(name: str, folder: Path) -> _Parts:
 
 def _from_file(name: str, path: Path, encoder: Path | None) -> _Parts:
     """A checkpoint in its author's own format, converted while it is loaded."""
-    converted = convert(path)
+    try:
+        converted = convert(path)
+    except BadCheckpoint as error:
+        if str(path) in str(error):
+            raise
+        raise BadCheckpoint(f"{path}: {error}") from error
     return _Parts(name, path, converted.model(), converted.spec, converted.about, encoder)
 
 
@@ -151,6 +157,10 @@ def _encoder(
         from momentdetr.features.clip import OpenClipEncoder
 
         where = where or _published(name, download, progress)
+        if where is not None and where.is_file() and name.startswith("folder-"):
+            raise BadInput(
+                f"{where}: {model} needs an encoder of its own, expected the folder with its open_clip_config.json"
+            )
         if where is not None:
             folder = where.is_dir()
             return OpenClipEncoder.create(where if folder else name, None if folder else where, **options)
