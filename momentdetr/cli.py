@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from momentdetr.errors import BadInput, MomentDETRError
-from momentdetr.terminal import do_all, print_json, print_scores, progress_bar, say, show, show_demo, warn
+from momentdetr.terminal import bytes_bar, do_all, print_json, print_scores, progress_bar, say, show, show_demo, warn
 
 if TYPE_CHECKING:
     from momentdetr.weights import ResolvedModel
@@ -88,7 +88,8 @@ def search(
         from momentdetr.search.plots import check_format
 
         check_format(plot)
-    retriever = load(model, device, encoder=encoder, cache=not no_cache)
+    with bytes_bar(model) as fetching:
+        retriever = load(model, device, encoder=encoder, cache=not no_cache, progress=fetching)
     if model == DEMO:
         from momentdetr.demo.run import KNOWS
 
@@ -226,6 +227,9 @@ def weights_list() -> None:
         licences = "; ".join(dict.fromkeys(file.file.licence for file in status.files))
         published = [f"published: {status.card.published}"] if status.card.published else []
         print(*(f"    {line}" for line in (status.card.what, *published, f"licence: {licences}")), sep="\n")
+        for file in status.files:
+            known = file.file.digest_source if file.digest_origin == "published" else None
+            print(f"    digest of {file.file.filename}: {file.digest_origin}{f' ({known})' if known else ''}")
 
 
 @weights_app.command("pull")
@@ -233,8 +237,8 @@ def weights_pull(name: Annotated[str, typer.Argument(help="A name of 'weights li
     """Fetch the files of a model, resuming what was cut, and check them."""
     from momentdetr.weights import pull
 
-    with progress_bar(name, "bytes") as progress:
-        found = pull(name, lambda file, done, total: progress(done, total, file.filename))
+    with bytes_bar(name) as progress:
+        found = pull(name, progress)
     _print_files(found)
 
 
@@ -243,8 +247,8 @@ def weights_verify(name: Annotated[str, typer.Argument(help="A name of 'weights 
     """Hash the files of a model again and compare."""
     from momentdetr.weights import verify
 
-    with progress_bar(name, "bytes") as progress:
-        status = verify(name, lambda file, done, total: progress(done, total, file.filename))
+    with bytes_bar(name) as progress:
+        status = verify(name, progress)
     for file in status.files:
         print(f"{file.path}  sha256 {file.sha256}  ({file.digest_origin}): unchanged")
 
@@ -320,7 +324,8 @@ def _serve(model: str, **options: Any) -> None:
     """Serve the page until somebody ends it."""
     from momentdetr.web import serve as start
 
-    running = start(model, block=False, **options)
+    with bytes_bar(model) as progress:
+        running = start(model, block=False, progress=progress, **options)
     try:
         say(f"serving {running.url} (Ctrl+C ends it)")
         if model == "demo":

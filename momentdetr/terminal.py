@@ -112,6 +112,13 @@ def progress_bar(label: str, unit: str) -> Iterator[Callable[..., None]]:
             bar.stop()
 
 
+@contextmanager
+def bytes_bar(label: str) -> Iterator[Callable[[Any, int, int | None], None]]:
+    """A bar on stderr per file that is fetched or hashed, as `momentdetr.weights` reports it."""
+    with progress_bar(label, "bytes") as step:
+        yield lambda file, done, total: step(done, total, file.filename)
+
+
 def _console(stderr: bool = False) -> Any:
     from rich.console import Console
 

@@ -394,6 +394,7 @@ def test_serve_hands_everything_on_and_closes(run: Run, monkeypatch: pytest.Monk
     monkeypatch.setattr("momentdetr.web.serve", serve)
     code, _, err = run("serve", "--model", "m", "--port", 1234, "--auth", "a:b:c", "--device", "cpu")
     options = {"host": "127.0.0.1", "port": 1234, "auth": ("a", "b:c"), "allow_anyone": False, "device": "cpu"}
+    assert callable(calls[0][1].pop("progress"))
     assert calls == [("m", {**options, "open_browser": False, "block": False})]
     assert code == 130
     assert closed == [True]

@@ -92,7 +92,7 @@ def probe(path: str | os.PathLike[str], decoder: str = "auto", limits: Limits | 
     limits = limits or Limits()
     video = open_video(path, limits)
     with video.file:
-        for message in _converse(video, {"operation": "probe", "decoder": _decoder(decoder)}, limits):
+        for message in _converse(video, {"operation": "probe", "decoder": check_decoder(decoder)}, limits):
             return _info(video.path, message.values)
     raise BadVideo(f"{video.name}: the decoder said nothing")
 
@@ -250,14 +250,19 @@ def _common(decoder: str, image_size: int | None, interpolation: str, salvage: b
     if image_size is not None and not 1 <= image_size <= 8192:
         raise BadInput(f"image_size is {image_size!r}, expected 1 to 8192 pixels")
     return {
-        "decoder": _decoder(decoder),
+        "decoder": check_decoder(decoder),
         "image_size": image_size,
         "interpolation": interpolation,
         "salvage": bool(salvage),
     }
 
 
-def _decoder(decoder: str) -> str:
+def check_decoder(decoder: str) -> str:
+    """Return the name of a decoder.
+
+    Raises:
+        BadInput: there is none of that name.
+    """
     if decoder not in DECODERS:
         raise BadInput(f"decoder is {decoder!r}, expected one of {', '.join(DECODERS)}")
     return decoder

@@ -10,6 +10,7 @@ file: it runs in the decoding process only.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from momentdetr.features.video_timeline import Timeline
 
 _CODECS = frozenset({"h264", "hevc", "vp8", "vp9"})
 _CONTAINERS = frozenset({"mp4", "mov", "mkv", "webm"})
-# Eight bits a channel, for which its colours are PyAV's to the bit; with ten bits they are not.
+# Eight bits a channel, for which its colours are PyAV's to the bit; with ten bits or odd sides they are not.
 _PIXEL_FORMATS = frozenset({"yuv420p", "yuvj420p", "yuv444p", "yuvj444p"})
 _TIME_ERROR_S = 1e-3
 _BATCH = 8
@@ -30,12 +31,16 @@ _BATCH = 8
 
 def refusal(facts: Facts, source: Source, timeline: Timeline) -> str:
     """Say why decord may not read this file; empty if it may."""
+    if sys.platform == "win32":
+        return "what it complains about cannot be heard on Windows"
     if source.container not in _CONTAINERS:
         return f"container {source.container}"
     if facts.codec not in _CODECS:
         return f"codec {facts.codec}"
     if facts.pixel_format not in _PIXEL_FORMATS:
         return f"pixel format {facts.pixel_format}"
+    if facts.width % 2 or facts.height % 2:
+        return f"odd sides, {facts.width} x {facts.height}"
     if not facts.orientation.is_identity:
         return "a turned or mirrored picture"
     if facts.num_videos > 1:
@@ -113,7 +118,8 @@ class DecordFrames:
 
 
 def _last_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[-1][-200:]
+    # "[time] file:line: [path] what happened"
+    return str(error).strip().split("\n")[-1].rsplit("] ", 1)[-1][-200:]
 
 
 def import_decord() -> Any:

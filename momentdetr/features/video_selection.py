@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from momentdetr.errors import BadVideo
@@ -61,7 +61,10 @@ def inspect(source: Source, decoder: str) -> Video:
     container, stream = source.open()
     with container:
         timeline = read_timeline(container, stream, sizes=(source.size, source.promised_size), progress=source.progress)
-    if not timeline.exact and not timeline.ordinal and facts.zero is not None:
+    if timeline.ordinal:
+        # ffmpeg times a frame of AVI by the packet with which it comes out: B-frames delay the first one.
+        timeline = replace(timeline, phase=max(0, (facts.first_dts or 0) - timeline.zero))
+    elif not timeline.exact and facts.zero is not None:
         timeline = timeline.shifted(facts.zero)
     limit = source.limits.max_duration_s
     if timeline.duration_s > limit:

@@ -119,6 +119,7 @@ class Facts:
     Args:
         width, height: as stored; pixels.
         zero: the frame's timestamp in ticks of the stream.
+        first_dts: decoding timestamp of the packet with which the frame came out, in ticks.
         codec: FFmpeg's canonical name.
         num_videos: video streams, cover pictures not counted.
         audio_codec: FFmpeg's canonical name; empty: no sound.
@@ -128,6 +129,7 @@ class Facts:
     height: int
     orientation: Orientation
     zero: int | None
+    first_dts: int | None
     codec: str
     pixel_format: str
     num_videos: int
@@ -161,6 +163,7 @@ def read_facts(source: Source) -> Facts:
                     height=good[0].height,
                     orientation=orientation_of(good[0]),
                     zero=good[0].pts,
+                    first_dts=good[0].dts,
                     codec=codec,
                     pixel_format=good[0].format.name,
                     num_videos=len(_videos(container)),

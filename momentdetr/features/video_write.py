@@ -7,6 +7,7 @@ import math
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -123,6 +124,8 @@ def playable_proxy(
 
 
 def _encode(path: StrPath, out: StrPath, request: dict[str, Any], limits: Limits) -> Path:
+    if sys.platform == "win32":
+        raise StoreError("clips cannot be cut on Windows: the decoding process has no way to write them there")
     video = open_video(path, limits)
     with video.file, replacing(out, video) as descriptor:
         full_request = {"operation": "cut", "decoder": "pyav", **request}

@@ -62,11 +62,13 @@ def encode_video(
         salvage: take the readable part of a damaged file.
 
     Raises:
+        BadInput: no such decoder.
         BadVideo: the file is missing, damaged, unsupported or has no video.
         OutOfResources: it exceeds the limits on size, length or memory.
     """
-    from momentdetr.features.video import probe, read_clips
+    from momentdetr.features.video import check_decoder, probe, read_clips
 
+    check_decoder(decoder)  # whether or not the features are kept
     spec = encoder.spec
     key = None if store is None else _key(path, encoder)
     kept = store.get(key) if store is not None and key is not None else None

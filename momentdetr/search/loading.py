@@ -18,7 +18,7 @@ from momentdetr.retrieval import checkpoint
 from momentdetr.retrieval.convert import convert
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.search.retriever import Retriever
-from momentdetr.weights import REGISTRY, resolve
+from momentdetr.weights import REGISTRY, Progress, resolve
 
 DEMO = "demo"
 """The model that ships with the package."""
@@ -50,6 +50,7 @@ def load(
     encoder: str | Path | None = None,
     cache: bool = True,
     download: bool = True,
+    progress: Progress | None = None,
 ) -> Retriever:
     """Load a model with the encoder that makes its features.
 
@@ -61,6 +62,8 @@ def load(
             in or beside the model's, or among the published ones.
         cache: keep the features of videos, so that the next search of the same file is instant.
         download: fetch published weights that are not here yet.
+        progress: called while they are fetched with the file, the bytes done, and the bytes in all or None; without it
+            nothing is shown, for as long as 600 MB take.
 
     Raises:
         BadInput: no such model or device.
@@ -68,9 +71,9 @@ def load(
         WeightsUnavailable: weights that are neither here nor reachable.
     """
     target = resolve_device(device)
-    parts = _parts(str(name_or_path), download)
+    parts = _parts(str(name_or_path), download, progress)
     where = Path(encoder) if encoder is not None else parts.encoder or _weights_near(parts.where)
-    towers = _encoder(parts.spec, where, parts.where, str(target), download)
+    towers = _encoder(parts.spec, where, parts.where, str(target), download, progress)
     return Retriever(
         parts.model.eval().to(target),
         towers,
@@ -82,14 +85,15 @@ def load(
     )
 
 
-def _parts(name: str, download: bool) -> _Parts:
+def _parts(name: str, download: bool, progress: Progress | None) -> _Parts:
     path = Path(name)
     if name == DEMO:
         return _from_folder(DEMO, DEMO_FOLDER / "retriever")
     if name in REGISTRY:
-        files = resolve(name, download=download)
-        if files.retriever is None:
+        if REGISTRY[name].retriever is None:  # said before 600 MB are fetched
             raise BadInput(f"{name} is an encoder alone, which answers no queries. {_choices(retrievers_only=True)}")
+        files = resolve(name, progress, download=download)
+        assert files.retriever is not None
         return _from_file(name, files.retriever, files.encoder)
     try:
         is_folder, is_file = bool(name) and path.is_dir(), path.is_file()
@@ -111,7 +115,12 @@ def _from_folder(name: str, folder: Path) -> _Parts:
 
 def _from_file(name: str, path: Path, encoder: Path | None) -> _Parts:
     """A checkpoint in its author's own format, converted while it is loaded."""
-    converted = convert(path)
+    try:
+        converted = convert(path)
+    except BadCheckpoint as error:
+        if str(path) in str(error):
+            raise
+        raise BadCheckpoint(f"{path}: {error}") from error
     return _Parts(name, path, converted.model(), converted.spec, converted.about, encoder)
 
 
@@ -125,7 +134,9 @@ def _weights_near(where: Path) -> Path | None:
     return next((near for near in (where / "clip", where.resolve().parent / "clip") if near.is_dir()), None)
 
 
-def _encoder(spec: FeatureSpec, where: Path | None, model: Path, device: str, download: bool) -> FeatureEncoder:
+def _encoder(
+    spec: FeatureSpec, where: Path | None, model: Path, device: str, download: bool, progress: Progress | None
+) -> FeatureEncoder:
     """The encoder that a specification names, with the weights at `where` or else the published ones."""
     if len(spec.video) != 1 or spec.video[0].preprocessing is None:
         streams = " + ".join(stream.name for stream in spec.video)
@@ -145,7 +156,11 @@ def _encoder(spec: FeatureSpec, where: Path | None, model: Path, device: str, do
     if kind == "open_clip":
         from momentdetr.features.clip import OpenClipEncoder
 
-        where = where or _published(name, download)
+        where = where or _published(name, download, progress)
+        if where is not None and where.is_file() and name.startswith("folder-"):
+            raise BadInput(
+                f"{where}: {model} needs an encoder of its own, expected the folder with its open_clip_config.json"
+            )
         if where is not None:
             folder = where.is_dir()
             return OpenClipEncoder.create(where if folder else name, None if folder else where, **options)
@@ -162,11 +177,11 @@ def _encoder(spec: FeatureSpec, where: Path | None, model: Path, device: str, do
     )
 
 
-def _published(name: str, download: bool) -> Path | None:
+def _published(name: str, download: bool, progress: Progress | None) -> Path | None:
     """The published weights of an architecture of open_clip; None if the registry has none."""
     for card in REGISTRY.values():
         if card.retriever is None and card.open_clip_model == name:
-            return resolve(card.name, download=download).encoder
+            return resolve(card.name, progress, download=download).encoder
     return None
 
 

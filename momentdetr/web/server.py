@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import gradio as gr
 
     from momentdetr.web.desk import Searcher
+    from momentdetr.weights import Progress
 
 PORT = 7860
 _PORTS_TRIED = 100
@@ -56,6 +57,7 @@ def serve(
     limits: Limits | None = None,
     open_browser: bool = False,
     block: bool = True,
+    progress: Progress | None = None,
 ) -> Running:
     """Open the page and, unless told otherwise, stay until it is stopped.
 
@@ -69,6 +71,7 @@ def serve(
         limits: what one visitor may ask.
         open_browser: whether to show the page at once.
         block: False returns as soon as the page answers.
+        progress: called while published weights are fetched (see `momentdetr.search.loading.load`).
 
     Raises:
         BadInput: an address that would open the page to others without protection, or that is not this machine's.
@@ -78,7 +81,7 @@ def serve(
     _require_protected(host, auth, allow_anyone)
     limits = limits or Limits()
     port = _free_port(host, port)
-    retriever = _load(model, device) if isinstance(model, str | Path) else model
+    retriever = _load(model, device, progress) if isinstance(model, str | Path) else model
     everything = _process_folder()
     folder = Path(tempfile.mkdtemp(prefix="page-", dir=everything))
     from momentdetr.web.guard import guard
@@ -126,10 +129,10 @@ def _stay(running: Running) -> None:
         running.close()
 
 
-def _load(model: str | Path, device: str) -> Any:
+def _load(model: str | Path, device: str, progress: Progress | None) -> Any:
     from momentdetr.search.loading import load
 
-    return load(model, device=device)
+    return load(model, device=device, progress=progress)
 
 
 def _require_protected(host: str, auth: tuple[str, str] | None, allow_anyone: bool) -> None:

@@ -193,7 +193,7 @@ def _require_reachable(url: str, connect_s: float) -> None:
         try:
             socket.create_connection((address.hostname or "", port), timeout=connect_s).close()
             failure.clear()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter: what can be no name at all
             failure[:] = [str(error)]
 
     thread = threading.Thread(target=connect, daemon=True)

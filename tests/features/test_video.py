@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -20,6 +21,7 @@ from video_material import (
     box,
     faststart,
     filtered,
+    inspected,
     make,
     noisy,
     number,
@@ -32,6 +34,7 @@ from video_material import (
 
 from momentdetr.errors import BadInput, BadVideo, OutOfResources
 from momentdetr.features.video import FrameBatch, Limits, probe, read_clips, read_frames
+from momentdetr.features.video_decord import refusal
 
 VARIABLE = np.cumsum(np.random.default_rng(3).integers(1, 30, 120)).tolist()
 
@@ -131,6 +134,30 @@ def test_auto_does_not_use_decord_where_it_would_be_wrong(tmp_path: Path) -> Non
         assert numbers(read_frames(path, times).frames) == expected, reason
     with pytest.raises(BadVideo, match=r'open groups.*use the decoder "auto"'):
         read_frames(files["open groups"], times, decoder="decord")
+
+
+def test_odd_sides_are_left_to_pyav(tmp_path: Path) -> None:
+    path, dice = tmp_path / "odd.webm", np.random.default_rng(0)
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libvpx", rate=25)
+        context: Any = stream.codec_context
+        context.width, context.height, context.pix_fmt = 65, 49, "yuv420p"
+        for _ in range(10):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(dice.integers(0, 255, (49, 65, 3), np.uint8), "rgb24")))
+        out.mux(stream.encode(None))
+    info = probe(path)
+    assert (info.decoder, info.why_not_decord) == ("pyav", "odd sides, 65 x 49")
+    frames = read_frames(path, [index / 25 for index in range(10)]).frames
+    assert np.array_equal(frames, np.stack([picture for _, picture in all_pictures(path)]))
+    with pytest.raises(BadVideo, match=r'odd sides.*use the decoder "auto"'):
+        read_frames(path, [0.0], decoder="decord")
+
+
+def test_decord_is_left_alone_where_it_cannot_be_heard(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = inspected(plain)
+    assert refusal(video.facts, video.source, video.timeline) == ""
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert "Windows" in refusal(video.facts, video.source, video.timeline)
 
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])

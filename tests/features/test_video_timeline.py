@@ -85,6 +85,15 @@ def test_file_without_timestamps_is_timed_by_order(tmp_path: Path) -> None:
     assert line.duration_s == 2.0
 
 
+@pytest.mark.parametrize(
+    ("codec", "b_frames", "delay"), [("mpeg4", 0, 0), ("mpeg4", 2, 1), ("libx264", 0, 0), ("libx264", 3, 2)]
+)
+def test_b_frames_delay_the_first_picture_of_avi(tmp_path: Path, codec: str, b_frames: int, delay: int) -> None:
+    """As ffmpeg -vf fps counts, whose choice of frames is that of these phases."""
+    path = make(tmp_path / "b.avi", codec=codec, options={"bf": str(b_frames), "g": "25"}, ticks=50)
+    assert inspected(path).timeline.phase == delay
+
+
 def test_last_frame_lasts_as_long_as_the_file_says(tmp_path: Path) -> None:
     path = make(tmp_path / "one.mp4", ticks=1)
     assert inspected(path).timeline.duration_s == pytest.approx(1 / 25)

@@ -244,3 +244,11 @@ def test_proxy_has_the_same_clock(tmp_path: Path, name: str, codec: str) -> None
     info = probe(proxy)
     assert (info.codec, info.width, info.height, info.num_frames) == ("h264", 64, 48, 60)
     assert [time for time, _ in all_pictures(proxy)] == [Fraction(index, 25) for index in range(60)]
+
+
+def test_where_a_worker_cannot_write_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make(tmp_path / "a.mp4", ticks=25)
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(StoreError, match="Windows"):
+        cut_clip(path, 0.2, 0.6, tmp_path / "clip.mp4")
+    assert not (tmp_path / "clip.mp4").exists()

@@ -201,9 +201,11 @@ def filtered_all(path: Path, clip_lengths: Sequence[Fraction]) -> dict[Fraction,
         stream = container.streams.video[0]
         graphs = {length: _fps_filter(stream, length) for length in clip_lengths}
         zero: int | None = None
+        first_dts = 0
         for order, frame in enumerate(container.decode(stream)):
-            if container.format.name == "avi":  # no timestamps: ffmpeg counts too
-                frame.pts = order
+            if container.format.name == "avi":  # no timestamps: ffmpeg takes those of the packets, in order
+                first_dts = frame.dts if order == 0 else first_dts
+                frame.pts = first_dts + order
             if zero is None:
                 zero = frame.pts
                 if container.format.name != "mpegts":  # else ffmpeg counts from the start of the earliest stream

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from momentdetr.errors import BadVideo
+from momentdetr.errors import BadInput, BadVideo
 from momentdetr.features.spec import FeatureSpec, Preprocessing, Stream
 from momentdetr.features.store import FeatureStore
 from momentdetr.features.video import read_clips
@@ -79,6 +79,8 @@ def test_what_is_in_the_store_is_not_made_again(film: Path, tmp_path: Path) -> N
     assert torch.equal(kept.features, made.features)
     assert (kept.name, kept.path, kept.duration_s) == ("another name", copy, made.duration_s)
     assert steps == [(80, 80)]
+    with pytest.raises(BadInput, match="decoder is 'vlc'"):
+        encode_video(copy, second, store=store, decoder="vlc")
 
 
 def test_other_weights_or_other_bytes_are_encoded_anew(film: Path, tmp_path: Path) -> None:

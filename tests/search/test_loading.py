@@ -59,6 +59,8 @@ def test_the_encoder_may_be_given(copied: Path, tmp_path: Path) -> None:
     assert load(copied, device="cpu", encoder=moved).spec == checkpoint.load(copied)[1]
     with pytest.raises(BadInput, match="no such encoder weights"):
         load(copied, device="cpu", encoder=tmp_path / "nowhere")
+    with pytest.raises(BadInput, match=r"expected the folder with its open_clip_config\.json"):
+        load(copied, device="cpu", encoder=moved / "open_clip_model.safetensors")
 
 
 def test_another_encoder_is_refused(copied: Path) -> None:
@@ -89,8 +91,8 @@ def test_a_model_that_is_not_there(name: str, message: str) -> None:
 
 
 def test_an_encoder_alone_answers_nothing() -> None:
-    with pytest.raises((BadInput, WeightsUnavailable), match=r"clip-vit-b-32"):
-        load("clip-vit-b-32", device="cpu", download=False)
+    with pytest.raises(BadInput, match=r"clip-vit-b-32 is an encoder alone.*Known: demo, .*qd-detr-clip, .*; or"):
+        load("clip-vit-b-32", device="cpu")
 
 
 @pytest.mark.parametrize("name", ["qd-detr-clip", "lighthouse-moment-detr-clip"])
@@ -108,6 +110,12 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_text("<html>not found</html>", "utf-8")
     with pytest.raises(BadCheckpoint, match=r"model\.ckpt"):
         load(tmp_path / "model.ckpt", device="cpu")
+
+
+def test_another_checkpoint_is_named(tmp_path: Path) -> None:
+    torch.save({"model": {"weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
+    with pytest.raises(BadCheckpoint, match=r"other\.ckpt: .*Moment-DETR"):
+        load(tmp_path / "other.ckpt", device="cpu")
 
 
 def test_damaged_weights_are_refused(copied: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 import socket
+import threading
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -163,12 +164,25 @@ def test_nobody_listening_is_known_at_once(tmp_path: Path) -> None:
 
 
 def test_a_name_that_does_not_resolve_in_time_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(30))
+    over = threading.Event()
+
+    def look_up(*_: object, **__: object) -> None:
+        over.wait(30)
+        raise socket.gaierror("nobody knows this name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
     monkeypatch.delenv("http_proxy", raising=False)
     started = time.monotonic()
     with pytest.raises(WeightsUnavailable, match=r"no answer within 4 s"):
         fetch("http://weights.invalid/w", tmp_path / "w.part")
     assert time.monotonic() - started < 5.0
+    over.set()
+
+
+def test_a_name_that_none_can_be_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("http_proxy", raising=False)
+    with pytest.raises(WeightsUnavailable, match=r"cannot be reached: .*label"):
+        fetch(f"http://{'x' * 100}.invalid/w", tmp_path / "w.part")
 
 
 def test_a_proxy_is_used_and_named_when_it_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
