@@ -83,7 +83,7 @@ def teach(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.1)
     rng = np.random.default_rng(seed)
     for step in range(1, steps + 1):
-        clips, mask, happening = _batch(rng.choice(names["train"], _BATCH_VIDEOS), videos, events, spec)
+        clips, mask, happening = _batch(rng.choice(names["train"], _BATCH_VIDEOS).tolist(), videos, events, spec)
         logits = head(projection(clips, mask))[mask]
         loss = F.binary_cross_entropy_with_logits(logits, labels_of(happening), reduction="sum") / len(happening)
         optimizer.zero_grad()

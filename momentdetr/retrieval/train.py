@@ -186,7 +186,8 @@ def _presence(model: MomentRetriever, data: MomentDataset, batch_size: int, devi
     if all(present) or not any(present):
         return Presence()
     predictions, _ = predict_dataset(model.eval(), data, batch_size=batch_size, device=device)
-    best, highest = [p.windows[0][2] for p in predictions], [max(p.saliency) for p in predictions]
+    best = [p.windows[0][2] if p.windows else 0.0 for p in predictions]
+    highest = [max(p.saliency) if p.saliency else 0.0 for p in predictions]
     return fit_presence(best, highest, present)
 
 
