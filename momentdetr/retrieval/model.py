@@ -15,6 +15,7 @@ from momentdetr.detr.types import Targets
 from momentdetr.retrieval.align import ContrastiveAlignment
 from momentdetr.retrieval.boundaries import BoundaryLogits, boundary_spans, boundary_targets
 from momentdetr.retrieval.presence import Presence
+from momentdetr.retrieval.saliency import saliency_inside
 from momentdetr.retrieval.types import MomentOutput, MomentTargets, VideoText
 
 
@@ -46,6 +47,7 @@ class MomentRetriever(nn.Module):
         criterion: judges the moments; None for data without moments (TVSum: saliency only).
         weights: of the encoder's own terms, and of "align" where there is an alignment.
         scores: class logits (B, Q, K) to confidences (B, Q).
+        indicator: whether saliency was trained to tell what is inside a moment; then it also judges what was found.
         align: optional contrastive alignment of queries and words.
     """
 
@@ -57,11 +59,13 @@ class MomentRetriever(nn.Module):
         criterion: Criterion | None,
         weights: Mapping[str, float],
         scores: Callable[[Tensor], Tensor],
+        indicator: bool = False,
         align: ContrastiveAlignment | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.head, self.align = encoder, head, align
         self.criterion, self.weights, self.scores = criterion, dict(weights), scores
+        self.indicator = indicator
         self.presence = Presence()
         """How sure it is that a query is in the video; the builder sets another one for a calibrated model."""
 
@@ -100,10 +104,12 @@ class MomentRetriever(nn.Module):
         scores = self.scores(at_least_float32(last.logits))
         if last.quality is not None:
             scores = scores * at_least_float32(last.quality).sigmoid()
-        saliency = at_least_float32(output.saliency)
+        saliency, spans = at_least_float32(output.saliency), to_corners(at_least_float32(boxes))
+        if self.indicator:
+            scores = scores * saliency_inside(saliency, spans, inputs.video_mask).sigmoid()
         return MomentPredictions(
             scores=scores,
-            spans=to_corners(at_least_float32(boxes)),
+            spans=spans,
             saliency=saliency,
             video_mask=inputs.video_mask,
             absent=self.presence.absent(scores, saliency, inputs.video_mask),

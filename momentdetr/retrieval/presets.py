@@ -123,6 +123,7 @@ def qd_detr(
         criterion=moment_criterion(weights) if moments else None,
         weights={"saliency": weights.saliency, "indicator": weights.indicator, "align": weights.align},
         scores=foreground,
+        indicator=weights.indicator > 0,
         align=ContrastiveAlignment(sizes.width, alignment_size, temperature) if alignment_size else None,
     )
 

@@ -57,6 +57,26 @@ def indicator_loss(scores: Tensor, spans: Targets, mask: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(scores[mask], inside[mask])
 
 
+def saliency_inside(scores: Tensor, spans: Tensor, mask: Tensor) -> Tensor:
+    """Mean saliency of the clips in each span; of the clip at its centre where no clip's middle is inside.
+
+    Args:
+        scores: (B, T).
+        spans: (B, Q, 2), start and end as fractions of the real clips.
+        mask: (B, T), True where a clip is real.
+
+    Returns:
+        (B, Q).
+    """
+    num_clips = mask.sum(1)[:, None]  # (B, 1)
+    middles = (torch.arange(mask.shape[1], device=mask.device) + 0.5) / num_clips  # (B, T)
+    start, end = spans.unbind(-1)
+    inside = (middles[:, None] > start[..., None]) & (middles[:, None] < end[..., None]) & mask[:, None]  # (B, Q, T)
+    centre = ((start + end) / 2 * num_clips).long().clamp(min=0).minimum(num_clips - 1)
+    inside = inside | (~inside.any(-1, keepdim=True) & F.one_hot(centre, mask.shape[1]).bool())
+    return (scores[:, None] * inside).sum(-1) / inside.sum(-1)
+
+
 def rank_contrastive_loss(scores: Tensor, levels: Tensor, mask: Tensor, temperature: float = 0.5) -> Tensor:
     """QD-DETR's: at each level of annotated score, clips at or above it against all others.
 

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from momentdetr.detr.types import Targets
-from momentdetr.retrieval.saliency import indicator_loss, margin_loss, negative_pair_loss, rank_contrastive_loss
+from momentdetr.retrieval.saliency import (
+    indicator_loss,
+    margin_loss,
+    negative_pair_loss,
+    rank_contrastive_loss,
+    saliency_inside,
+)
 from momentdetr.retrieval.types import SaliencyTargets
 
 
@@ -44,6 +50,16 @@ def test_indicator_loss_asks_each_real_clip_whether_its_middle_is_inside() -> No
         for p, i in zip(row, flags, strict=False)
     ]
     assert indicator_loss(scores, spans, mask).item() == pytest.approx(sum(terms) / 11)
+
+
+def test_saliency_inside_is_the_mean_of_the_clips_in_a_span() -> None:
+    scores = torch.tensor([[1.0, 2.0, 4.0, 8.0, 99.0], [1.0, 2.0, 3.0, 4.0, 5.0]])
+    mask = torch.tensor([[True] * 4 + [False], [True] * 5])
+    spans = torch.tensor([[[0.0, 0.5], [0.9, 1.7], [0.3, 0.3]], [[-1.0, 2.0], [0.31, 0.49], [0.8, 0.2]]])
+    # Of four clips: the first two; the last (none's middle is inside, 1.3 is beyond it); the second (the span is empty).
+    # Of five: all; the third (no middle is inside, 0.4 is its start); the third again (the span is reversed).
+    expected = torch.tensor([[1.5, 8.0, 2.0], [3.0, 3.0, 3.0]])
+    torch.testing.assert_close(saliency_inside(scores, spans, mask), expected)
 
 
 def test_rank_contrastive_loss_equals_a_naive_loop() -> None:
