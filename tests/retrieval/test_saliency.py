@@ -56,7 +56,7 @@ def test_saliency_inside_is_the_mean_of_the_clips_in_a_span() -> None:
     scores = torch.tensor([[1.0, 2.0, 4.0, 8.0, 99.0], [1.0, 2.0, 3.0, 4.0, 5.0]])
     mask = torch.tensor([[True] * 4 + [False], [True] * 5])
     spans = torch.tensor([[[0.0, 0.5], [0.9, 1.7], [0.3, 0.3]], [[-1.0, 2.0], [0.31, 0.49], [0.8, 0.2]]])
-    # Of four clips: the first two; the last (none's middle is inside, 1.3 is beyond it); the second (the span is empty).
+    # Of four clips: the first two; the last (no middle is inside, 1.3 is beyond it); the second (an empty span).
     # Of five: all; the third (no middle is inside, 0.4 is its start); the third again (the span is reversed).
     expected = torch.tensor([[1.5, 8.0, 2.0], [3.0, 3.0, 3.0]])
     torch.testing.assert_close(saliency_inside(scores, spans, mask), expected)
