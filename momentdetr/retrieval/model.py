@@ -29,6 +29,7 @@ class MomentPredictions:
         saliency: (B, T), only meaningful where `video_mask` is True.
         video_mask: (B, T), True where a clip is real.
         absent: (B,) in [0, 1], how sure it is that the query is not in the window.
+        saliency_is_logit: whether its sigmoid is the probability that a clip is inside a moment.
     """
 
     scores: Tensor
@@ -36,6 +37,7 @@ class MomentPredictions:
     saliency: Tensor
     video_mask: Tensor
     absent: Tensor
+    saliency_is_logit: bool = False
 
 
 class MomentRetriever(nn.Module):
@@ -113,6 +115,7 @@ class MomentRetriever(nn.Module):
             saliency=saliency,
             video_mask=inputs.video_mask,
             absent=self.presence.absent(scores, saliency, inputs.video_mask),
+            saliency_is_logit=self.indicator,
         )
 
     def _parametrized(self, spans: Targets, output: MomentOutput) -> Targets:

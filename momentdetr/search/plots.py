@@ -94,10 +94,14 @@ def _draw_answer(
 ) -> None:
     centres = [time + result.clip_length_s / 2 for time in result.times_s]
     axis.plot(centres, answer.saliency, color=CURVE, linewidth=1.2)
+    if answer.saliency_is_probability:
+        axis.set_ylim(-0.04, 1.04)
     for start_s, end_s in true_windows:
         axis.axvspan(start_s, end_s, ymin=0, ymax=0.07, color=TRUE)
+    best = max((moment.score for moment in answer.moments), default=0.0)
+    strength = 0.12 if answer.is_probably_absent else 0.45
     for rank, moment in enumerate(answer.moments):
-        alpha = 0.10 + 0.35 * max(min(moment.score, 1.0), 0.0)
+        alpha = strength * max(moment.score / best, 0.0) if best > 0 else 0.0  # copies and guesses fade away
         axis.axvspan(moment.start_s, moment.end_s, ymin=0.07, color=FOUND, alpha=alpha, linewidth=0)
         if rank == 0:
             _label(axis, moment, result.duration_s)

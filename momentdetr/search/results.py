@@ -25,7 +25,8 @@ class QueryResult:
     Args:
         query: as it was asked.
         moments: by falling score, inside the video.
-        saliency: one score a clip: how well it shows the query. Its scale is the model's own.
+        saliency: one score a clip: how well it shows the query. Its scale is the model's own; in [0, 1] for one with a
+            clip indicator, where it is the probability of being inside a moment.
         absent: in [0, 1], how sure the model is that the query is nowhere in the video.
     """
 
@@ -33,6 +34,11 @@ class QueryResult:
     moments: tuple[Moment, ...]
     saliency: tuple[float, ...]
     absent: float
+
+    @property
+    def saliency_is_probability(self) -> bool:
+        """Whether the curve lies in [0, 1], as that of a model with a clip indicator does."""
+        return bool(self.saliency) and min(self.saliency) >= 0 and max(self.saliency) <= 1
 
     @property
     def is_probably_absent(self) -> bool:

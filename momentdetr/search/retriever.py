@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 from torch import Tensor
 
 from momentdetr.errors import BadCheckpoint, BadInput
@@ -207,6 +208,8 @@ def _split(predictions: MomentPredictions, num_clips: Sequence[int]) -> list[Win
                     f"the model's {name} hold NaN or infinity, expected finite numbers. Its weights are damaged or do "
                     "not fit: verify or convert them again, or use another model."
                 )
+    if predictions.saliency_is_logit:
+        answers = [replace(answer, saliency=expit(answer.saliency)) for answer in answers]
     return answers
 
 

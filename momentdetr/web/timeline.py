@@ -6,7 +6,6 @@ them other shades in the dark.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
 
 from momentdetr.retrieval.types import Moment
@@ -55,7 +54,7 @@ def _row(number: int, answer: QueryResult, result: SearchResult) -> str:
         f'<div class="md-query"><span class="md-dot"></span><span class="md-text" dir="auto">{escape(answer.query)}'
         f"</span>{_badge(answer)}</div>"
         f'<div class="md-track" data-track title="how well each part shows the query; click to go there">'
-        f"{_curve(answer.saliency, result.clip_length_s / duration_s)}{bands}</div></div>"
+        f"{_curve(answer, result.clip_length_s / duration_s)}{bands}</div></div>"
     )
 
 
@@ -110,16 +109,17 @@ def _unit(score: float) -> float:
     return min(max(score, 0.0), 1.0)
 
 
-def _curve(saliency: Sequence[float], clip_fraction: float) -> str:
-    """The curve as an area. Its scale is the model's own, so each curve fills its row from its least to its greatest.
+def _curve(answer: QueryResult, clip_fraction: float) -> str:
+    """The curve as an area: from 0 to 1 if it is a probability, else filling its row, as its scale is the model's own.
 
     Args:
-        saliency: one score a clip.
+        answer: with one score a clip.
         clip_fraction: length of a clip as a part of the video; the last clip may reach beyond the end.
     """
+    saliency = answer.saliency
     if not saliency:
         return ""
-    low, high = min(saliency), max(saliency)
+    low, high = (0.0, 1.0) if answer.saliency_is_probability else (min(saliency), max(saliency))
     spread = (high - low) or 1.0
     points = []
     for i, score in enumerate(saliency):

@@ -36,10 +36,12 @@ def extent(picture: np.ndarray, colour: tuple[int, int, int], tolerance: int) ->
 
 
 @pytest.mark.filterwarnings("error")
-def test_moments_and_truth_stand_at_their_times(tmp_path: Path) -> None:
-    path = plot(RESULT, tmp_path / "picture.png", truth={RESULT[0].query: [(60.0, 80.0)]})
+@pytest.mark.parametrize(("absent", "opacity"), [(0.1, 0.45), (0.9, 0.12)], ids=["believed", "probably absent"])
+def test_moments_and_truth_stand_at_their_times(tmp_path: Path, absent: float, opacity: float) -> None:
+    weak = Moment("film", 5.0, 15.0, 0.01)  # a guess, too faint to be seen
+    answer = replace(RESULT[0], absent=absent, moments=(*RESULT[0].moments, weak))
+    path = plot(replace(RESULT, queries=(answer,)), tmp_path / "picture.png", truth={answer.query: [(60.0, 80.0)]})
     picture = pixels(path)
-    opacity = 0.45
     red, green, blue = (round(255 - opacity * (255 - value)) for value in (0x2A, 0x78, 0xD6))
     assert extent(picture, (red, green, blue), 4) == (pytest.approx(0.25, abs=0.01), pytest.approx(0.5, abs=0.01))
     assert extent(picture, (0x2E, 0x9E, 0x5B), 4) == (pytest.approx(0.6, abs=0.01), pytest.approx(0.8, abs=0.01))
