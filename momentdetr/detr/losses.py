@@ -1,12 +1,13 @@
 """Losses over assigned predictions, and the one loop that adds them up.
 
-A loss term is a function of (predictions, targets, assignment) that returns a scalar.
+A loss term is a function of (predictions, targets, assignment, count) that returns a scalar; `count` is the number of
+targets that most of the family divides by.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor
 from momentdetr.detr.boxes import at_least_float32, giou, to_corners
 from momentdetr.detr.types import Assignment, Output, Predictions, Supervision, Targets
 
-LossTerm = Callable[[Predictions, Targets, Assignment], Tensor]
+LossTerm = Callable[[Predictions, Targets, Assignment, Tensor], Tensor]
 Matcher = Callable[[Predictions, Targets], Assignment]
 
 
@@ -64,6 +65,7 @@ def cross_entropy(
     predictions: Predictions,
     targets: Targets,
     assignment: Assignment,
+    count: Tensor,
     *,
     background_weight: float = 0.1,
     normalize: str = "weights",
@@ -88,6 +90,7 @@ def focal(
     predictions: Predictions,
     targets: Targets,
     assignment: Assignment,
+    count: Tensor,
     *,
     alpha: float = 0.25,
     gamma: float = 2.0,
@@ -101,32 +104,40 @@ def focal(
     unlike = prob * (1 - truth) + (1 - prob) * truth
     balance = alpha * truth + (1 - alpha) * (1 - truth)
     loss = balance * unlike**gamma * F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    return loss.sum() / num_boxes(targets)
+    return loss.sum() / count
 
 
-def l1(predictions: Predictions, targets: Targets, assignment: Assignment, *, normalize: str = "boxes") -> Tensor:
+def l1(
+    predictions: Predictions, targets: Targets, assignment: Assignment, count: Tensor, *, normalize: str = "boxes"
+) -> Tensor:
     """Absolute difference of centres and sizes.
 
     Args:
         normalize: sum divided by the number of "boxes" (DETR), or "mean" over matched numbers (Moment-DETR).
     """
     difference = matched(at_least_float32(predictions.boxes), assignment) - matched_targets(targets.boxes, assignment)
-    return _normalized(difference.abs(), targets, normalize)
+    return _normalized(difference.abs(), count, normalize)
 
 
 def giou_loss(
-    predictions: Predictions, targets: Targets, assignment: Assignment, *, normalize: str = "boxes"
+    predictions: Predictions,
+    targets: Targets,
+    assignment: Assignment,
+    count: Tensor,
+    *,
+    normalize: str = "boxes",
+    eps: float = 0.0,
 ) -> Tensor:
-    """1 - GIoU of matched pairs, normalised as `l1`."""
+    """1 - GIoU of matched pairs, normalised as `l1`; `eps` as in `boxes.iou`."""
     predicted = to_corners(matched(at_least_float32(predictions.boxes), assignment))
     true = to_corners(matched_targets(targets.boxes, assignment))
-    return _normalized(1 - giou(predicted, true), targets, normalize)
+    return _normalized(1 - giou(predicted, true, eps), count, normalize)
 
 
-def _normalized(values: Tensor, targets: Targets, normalize: str) -> Tensor:
+def _normalized(values: Tensor, count: Tensor, normalize: str) -> Tensor:
     if normalize == "mean":
         return values.sum() / max(values.numel(), 1)  # a batch without targets costs nothing, but keeps the gradient
-    return values.sum() / num_boxes(targets)
+    return values.sum() / count
 
 
 class Criterion:
@@ -156,16 +167,23 @@ class Criterion:
         layers = [Supervision("", output.last)]
         if self.auxiliary:
             layers += [Supervision(str(i), predictions) for i, predictions in enumerate(output.layers[:-1])]
-        return layers + list(output.supervisions)
+        return layers + [extra for extra in output.supervisions if self.auxiliary or not extra.auxiliary]
 
     def __call__(self, output: Output, targets: Targets) -> Losses:
         total, terms, assignments = output.hidden.new_zeros((), dtype=torch.float32), {}, {}
+        number = num_boxes(targets)
         for supervision in self.supervisions(output):
-            assignment = supervision.assignment or self.matcher(supervision.predictions, targets)
+            true = targets if supervision.targets is None else supervision.targets
+            if supervision.class_agnostic:
+                true = replace(true, labels=torch.zeros_like(true.labels))
+            assignment = supervision.assignment or self.matcher(supervision.predictions, true)
             assignments[supervision.name] = assignment
+            count = number if supervision.count is None else supervision.count
             suffix = f"_{supervision.name}" if supervision.name else ""
             for name, term in self.terms.items():
-                value = term(supervision.predictions, targets, assignment)
+                if supervision.only is not None and name not in supervision.only:
+                    continue
+                value = term(supervision.predictions, true, assignment, count)
                 terms[name + suffix] = value
                 total = total + supervision.weight * self.weights[name] * value
         return Losses(total, terms, assignments)

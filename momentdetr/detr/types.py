@@ -8,7 +8,7 @@ A box is `(..., 2D)`: D centres, then D sizes, normalised to [0, 1]. Masks are T
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -22,7 +22,8 @@ class Memory:
         mask: (B, N), True where a token is real; None where all are.
         positions: (B, N, C), added to the keys; None for none.
         level_shapes: one D-tuple per level, their products sum to N.
-        valid_ratios: (B, L, D), the valid part of each level per axis, in (0, 1]; None where all of it is.
+        valid_ratios: (B, L, D), the valid part of each level per coordinate, in (0, 1]; None where all of it is.
+        references: (B, N, D), the centre of each token's cell as a fraction of the valid part; None where no part asks.
     """
 
     tokens: Tensor
@@ -30,6 +31,13 @@ class Memory:
     positions: Tensor | None = None
     level_shapes: tuple[tuple[int, ...], ...] = ()
     valid_ratios: Tensor | None = None
+    references: Tensor | None = None
+
+    def with_tokens(self, tokens: Tensor) -> Memory:
+        return replace(self, tokens=tokens)
+
+    def with_positions(self, positions: Tensor) -> Memory:
+        return replace(self, positions=positions)
 
 
 @dataclass(frozen=True)
@@ -41,12 +49,14 @@ class Queries:
         positions: (B, Q, C), fixed for all layers; None: each layer derives them from the anchors.
         anchors: (B, Q, A) in the parametrisation's own space (logits for boxes), or None.
         mask: (Q, Q), True where query i may attend to query j; None: everywhere.
+        supervisions: what was predicted to make them (two-stage proposals), to be judged too.
     """
 
     content: Tensor
     positions: Tensor | None = None
     anchors: Tensor | None = None
     mask: Tensor | None = None
+    supervisions: tuple[Supervision, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,12 +107,22 @@ class Supervision:
         predictions: what was said.
         assignment: who answers for what; None: the criterion's own matcher decides.
         weight: multiplies every term.
+        targets: what is true of these predictions; None: the batch's targets.
+        count: scalar that the terms are divided by; None: the number of the batch's targets.
+        class_agnostic: whether every target counts as class 0 (Deformable DETR's proposals).
+        auxiliary: whether it is of an earlier layer, which a criterion may leave out.
+        only: names of the loss terms that judge it; None: all of the criterion's.
     """
 
     name: str
     predictions: Predictions
     assignment: Assignment | None = None
     weight: float = 1.0
+    targets: Targets | None = None
+    count: Tensor | None = None
+    class_agnostic: bool = False
+    auxiliary: bool = False
+    only: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from safetensors.torch import save as save_tensors
 
 from momentdetr.errors import BadCheckpoint, BadInput, StoreError
 from momentdetr.features.spec import FeatureSpec
-from momentdetr.retrieval.convert import load_strictly
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.presets import build
+from momentdetr.strict import load_strictly
 
 FORMAT = "momentdetr/1"
 

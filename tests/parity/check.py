@@ -137,7 +137,7 @@ def check_indices(golden: Golden, run: Run, system: System, dtype: str) -> list[
     rows = []
     for case, recorded in golden.losses(dtype).items():
         ours = run.cases[case].indices if case in run.cases else {}
-        for matcher, calls in (recorded.get("indices") or {}).items():
+        for matcher, calls in _matchers(recorded).items():
             name = f"train_{case}.indices.{matcher}"
             if matcher not in ours:
                 rows += [compare_exactly(name, None, None)] if not calls else uncompared([name], system.permitted)
@@ -152,6 +152,12 @@ def check_indices(golden: Golden, run: Run, system: System, dtype: str) -> list[
                     else compare_exactly(f"{name}.{call}", mine, theirs)
                 )
     return rows
+
+
+def _matchers(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recorded calls of each matcher; a list where there is but one."""
+    indices = recorded.get("indices") or {}
+    return {"matcher": indices} if isinstance(indices, list) else indices
 
 
 def _is_tie(
