@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from detection.swin import take_any_size
 from momentdetr.errors import BadInput
 
-# Transformers whose maps all have one stride.
-_PLAIN = {"vision_transformer", "eva", "beit", "deit"}
 # How families of timm that were trained at one image size are told to take any.
 _ANY_SIZE: tuple[tuple[set[str], dict[str, Any]], ...] = (
     ({"swin_transformer"}, {"strict_img_size": False, "always_partition": True}),
-    (_PLAIN, {"dynamic_img_size": True}),
+    ({"vision_transformer", "eva", "beit", "deit"}, {"dynamic_img_size": True}),
 )
 
 
@@ -107,8 +105,8 @@ def timm_backbone(
         body = freeze_batch_norm_2d(body)
     take_any_size(body)
     freeze_stages(body, frozen_stages)
-    channels = body.feature_info.channels()
-    if timm.models.is_model_in_modules(name.split(".")[0], _PLAIN):
+    channels, strides = body.feature_info.channels(), body.feature_info.reduction()
+    if len(strides) > 1 and len(set(strides)) == 1:
         return Backbone(SimplePyramid(body, channels[-1]), (channels[-1] // 2, channels[-1], channels[-1]))
     last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
     return Backbone(body, channels, norm_maps=norm_maps, channels_last=last)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from detection import hf
+from detection import convert_co_detr, hf
 from detection.backbone import Backbone
 from detection.backbone_names import describe_backbone, official_backbone_name
 from detection.labels import class_names
@@ -95,23 +95,34 @@ def convert_state(
     Raises:
         BadCheckpoint: an unknown system, or a tensor that is missing, left over or misshapen.
     """
+    if convert_co_detr.is_co_detr(state):
+        return _convert_co_detr(state, options, backbone)
     state, left_out = _without_masks(state)
     system = system or system_of(state)
     if system not in OFFICIAL:
         raise BadCheckpoint(f"no converter for system {system!r}; known are {', '.join(OFFICIAL)}")
     official = OFFICIAL[system]
-    try:
-        config = describe(system, state, options)
-        if backbone is None:
-            config["backbone"] = describe_backbone(state, options, len(config["channels"]))
-    except (KeyError, StopIteration) as error:
-        raise BadCheckpoint(f"this is not a checkpoint of {system}: it lacks {error or 'its class_embed'}") from error
+    config = describe(system, state, options)
+    if backbone is None:
+        config["backbone"] = describe_backbone(state, options, len(config["channels"]))
     model = build(config, backbone)
     names = _backbone_names(config, backbone)
     ours = to_ours(state, model.state_dict().keys(), official.layout(state), names)
     load_strictly(model, ours)
     about = {"layout": "official", **({"left_out": left_out} if left_out else {})}
     return Conversion(config, ours, class_names(config["num_classes"]), about)
+
+
+def _convert_co_detr(state: State, options: Options, backbone: Backbone | None) -> Conversion:
+    """Co-DETR's checkpoints have mmdetection's names throughout."""
+    config = convert_co_detr.describe(state, options)
+    if backbone is None:
+        usual = {f"backbone.0.body.{name.removeprefix('backbone.')}": value for name, value in state.items()}
+        config["backbone"] = describe_backbone(usual, options, len(config["channels"]))
+    model = build(config, backbone)
+    ours = convert_co_detr.to_ours(state, model.state_dict().keys(), config)
+    load_strictly(model, ours)
+    return Conversion(config, ours, class_names(config["num_classes"]), {"layout": "official"})
 
 
 def _backbone_names(config: Mapping[str, Any], backbone: Backbone | None) -> Callable[[str], str]:

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from detection.backbone import Backbone
+from momentdetr.detr.anchors import clip
+from momentdetr.detr.assignment_dense import Shuffle
 from momentdetr.detr.boxes import at_least_float32, to_corners
 from momentdetr.detr.denoising import Draws
 from momentdetr.detr.losses import Losses
 from momentdetr.detr.model import Detector
+from momentdetr.detr.nms import soft_nms
 from momentdetr.detr.types import Output, Targets
 
 
@@ -40,6 +43,9 @@ class ImageDetector(nn.Module):
         scores: "softmax" with "no object" last, one class a query (DETR); or "sigmoid", the best pairs of query and
             class over all (everyone else).
         top: how many answers an image gets, for "sigmoid".
+        suppress: overlapping answers of a class are weakened by soft suppression above this IoU (Co-DINO); None: not.
+        keep: how many answers are left then; None: all.
+        inside: whether answers are clipped to the image (mmdetection).
     """
 
     def __init__(
@@ -49,10 +55,14 @@ class ImageDetector(nn.Module):
         *,
         scores: Literal["softmax", "sigmoid"] = "sigmoid",
         top: int = 100,
+        suppress: float | None = None,
+        keep: int | None = None,
+        inside: bool = False,
     ) -> None:
         super().__init__()
         self.backbone, self.detector = backbone, detector
         self.scores, self.top = scores, top
+        self.suppress, self.keep, self.inside = suppress, keep, inside
 
     def forward(
         self,
@@ -61,13 +71,23 @@ class ImageDetector(nn.Module):
         targets: Targets | None = None,
         *,
         draws: Draws | None = None,
+        shuffle: Shuffle | None = None,
         proposals: Tensor | None = None,
     ) -> Output:
-        """Detect; see `Detr` for noise and proposals."""
-        return self.detector(self.backbone(images), mask, targets, draws=draws, proposals=proposals)
+        """Detect; see `Detr` for noise, shuffling and proposals."""
+        found = self.backbone(images)
+        return self.detector(found, mask, targets, draws=draws, shuffle=shuffle, proposals=proposals)
 
-    def loss(self, images: Tensor, mask: Tensor, targets: Targets, *, draws: Draws | None = None) -> Losses:
-        return self.detector.criterion(self(images, mask, targets, draws=draws), targets)
+    def loss(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        targets: Targets,
+        *,
+        draws: Draws | None = None,
+        shuffle: Shuffle | None = None,
+    ) -> Losses:
+        return self.detector.criterion(self(images, mask, targets, draws=draws, shuffle=shuffle), targets)
 
     @torch.no_grad()
     def predict(self, images: Tensor, mask: Tensor, sizes: Tensor) -> list[Detections]:
@@ -87,4 +107,15 @@ class ImageDetector(nn.Module):
             scores, index = probabilities.topk(min(self.top, probabilities.shape[1]), dim=1)
             labels, query = index % logits.shape[-1], index // logits.shape[-1]
         boxes = corners.gather(1, query[..., None].expand(-1, -1, 4))
-        return [Detections(*rows) for rows in zip(scores, labels, boxes, strict=True)]
+        if self.inside:
+            boxes = clip(boxes, sizes.flip(-1)[:, None].to(boxes.dtype))
+        found = [Detections(*rows) for rows in zip(scores, labels, boxes, strict=True)]
+        if self.suppress is None:
+            return found
+        return [_suppressed(one, self.suppress, self.keep) for one in found]
+
+
+def _suppressed(found: Detections, threshold: float, keep: int | None) -> Detections:
+    """Overlapping answers weakened class by class, best first."""
+    index, scores = soft_nms(found.boxes, found.scores, threshold, found.labels)
+    return Detections(scores[:keep], found.labels[index[:keep]], found.boxes[index[:keep]])

@@ -9,7 +9,7 @@ from torch import nn
 
 from detection.backbone import Backbone, timm_backbone
 from detection.model import ImageDetector
-from momentdetr.detr import systems
+from momentdetr.detr import systems, systems_hybrid
 from momentdetr.detr.assembly import Positions, Sizes, Task, focal_criterion, softmax_criterion
 from momentdetr.detr.denoising import Denoising, PairedDenoising
 from momentdetr.detr.model import Detector
@@ -25,6 +25,8 @@ ROWS: dict[str, Callable[..., Detector]] = {
     "dn_deformable_detr": systems.dab_deformable_detr,
     "dn_dino": systems.dn_dino,
     "dino": systems.dino,
+    "co_deformable_detr": systems_hybrid.co_deformable_detr,
+    "co_dino": systems_hybrid.co_dino,
 }
 
 
@@ -33,8 +35,9 @@ def build(config: Mapping[str, Any], backbone: Backbone | None = None) -> ImageD
 
     Args:
         config: `system`; `num_classes`; `channels` of the maps that it uses; `backbone` (arguments of
-            `timm_backbone`); and where they differ from the system's own: `sizes`, `positions`, `denoising`, `options`
-            of the system, `losses`, `scores` and `top` of the answers.
+            `timm_backbone`); and where they differ from the system's own: `sizes`, `positions`, `denoising`, `heads`
+            (one-to-many ones), `options` of the system, `losses`, and of the answers `scores`, `top`, `suppress`,
+            `keep` and `inside`.
         backbone: instead of the one that is described.
 
     Raises:
@@ -49,6 +52,8 @@ def build(config: Mapping[str, Any], backbone: Backbone | None = None) -> ImageD
         options["positions"] = Positions(**config["positions"])
     if "denoising" in config:
         options["denoising"] = _denoising(task, sizes or Sizes(), **config["denoising"])
+    if "heads" in config:
+        options["heads"] = systems_hybrid.Heads(**config["heads"])
     detector = ROWS[config["system"]](task, sizes, **options)
     scores = config.get("scores", "sigmoid")
     if "losses" in config:
@@ -56,7 +61,8 @@ def build(config: Mapping[str, Any], backbone: Backbone | None = None) -> ImageD
         detector.criterion = criterion(**config["losses"])
     if backbone is None:
         backbone = timm_backbone(**config["backbone"])
-    return ImageDetector(backbone, detector, scores=scores, top=config.get("top", 100))
+    answers = {name: config[name] for name in ("top", "suppress", "keep", "inside") if name in config}
+    return ImageDetector(backbone, detector, scores=scores, **answers)
 
 
 def _denoising(task: Task, sizes: Sizes, *, paired: bool = False, **options: Any) -> nn.Module:

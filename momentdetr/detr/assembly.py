@@ -18,12 +18,14 @@ from momentdetr.detr.assignment import (
     softmax_class_cost,
 )
 from momentdetr.detr.decoder import Head
+from momentdetr.detr.denoising import Denoising
 from momentdetr.detr.initialization import prior_bias, zero_last_layer
 from momentdetr.detr.layers import Points, Stack
-from momentdetr.detr.losses import Criterion, LossTerm, cross_entropy, focal, giou_loss, l1
+from momentdetr.detr.losses import Criterion, cross_entropy, focal, giou_loss, l1, quality_focal
 from momentdetr.detr.mlp import MLP
 from momentdetr.detr.neck import Neck
 from momentdetr.detr.positions import LearnedPositions
+from momentdetr.detr.types import LossTerm
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,8 @@ def plain_neck(task: Task, sizes: Sizes, positions: Positions | None = None) -> 
     )
 
 
-def level_neck(task: Task, sizes: Sizes, positions: Positions) -> Neck:
-    """Several levels, each projected and normed."""
+def level_neck(task: Task, sizes: Sizes, positions: Positions, *, bias: bool = True) -> Neck:
+    """Several levels, each projected and normed; mmdetection's projections have no bias."""
     return Neck(
         task.num_dims,
         task.channels[-sizes.num_levels :],
@@ -132,6 +134,7 @@ def level_neck(task: Task, sizes: Sizes, positions: Positions) -> Neck:
         temperature=positions.temperature,
         offset=positions.offset,
         positions=positions.table(task, sizes),
+        bias=bias,
     )
 
 
@@ -165,6 +168,20 @@ def unbias_sizes(head: Head, task: Task) -> None:
     nn.init.zeros_(head.boxes.layers[-1].bias[task.num_dims :])  # type: ignore[index]
 
 
+def contrastive_denoising(task: Task, sizes: Sizes, *, label_rows: int | None = None) -> Denoising:
+    """DINO's: groups of about a hundred positive queries, each with a negative one."""
+    return Denoising(
+        task.num_classes,
+        sizes.width,
+        groups=None,
+        contrastive=True,
+        label_noise=0.25,
+        box_noise=1.0,
+        indicator=False,
+        label_rows=label_rows,
+    )
+
+
 def softmax_criterion(*, background: float = 0.1, class_weight: float = 1.0, **options: float) -> Criterion:
     """DETR's: softmax with "no object", weighted `background`; cost and loss weights 1 / 5 / 2."""
     terms: dict[str, LossTerm] = {"class": partial(cross_entropy, background_weight=background)}
@@ -177,6 +194,11 @@ def focal_criterion(
     """Everyone else's: focal loss, matching cost 2 / 5 / 2, loss weights `class_weight` / 5 / 2."""
     terms: dict[str, LossTerm] = {"class": partial(focal, alpha=alpha)}
     return _criterion(terms, partial(focal_class_cost, alpha=cost_alpha), class_weight, eps=eps, **options)
+
+
+def quality_criterion(*, class_weight: float = 1.0) -> Criterion:
+    """Co-DINO's: quality focal loss, matching cost 2 / 5 / 2, loss weights 1 / 5 / 2."""
+    return _criterion({"class": quality_focal}, focal_class_cost, class_weight, eps=0.0)
 
 
 def _criterion(

@@ -177,7 +177,9 @@ class Decoder(nn.Module):
 
     def forward(self, queries: Queries, memory: Memory) -> Output:
         content = queries.content
-        reference = None if queries.anchors is None else self.parametrization.to_boxes(queries.anchors)
+        reference = queries.references
+        if reference is None and queries.anchors is not None:
+            reference = self.parametrization.to_boxes(queries.anchors)
         used, judged = reference, reference  # what layers look at, and what predictions (and their loss) start from
         predictions, hidden_states, references = [], [], []
         for index, layer in enumerate(self.layers):

@@ -36,6 +36,16 @@ def zero_last_layer(head: MLP) -> None:
     nn.init.zeros_(last.bias)
 
 
-def prior_bias(classifier: nn.Linear, probability: float = 0.01) -> None:
+def prior_bias(classifier: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d, probability: float = 0.01) -> None:
     """Start a sigmoid classifier at a small probability, as focal loss wants (Lin et al., 2017)."""
+    assert classifier.bias is not None
     nn.init.constant_(classifier.bias, -math.log((1 - probability) / probability))
+
+
+def small_convolutions(head: nn.Module) -> None:
+    """Start a dense head's convolutions small, as the one-stage detectors do (Lin et al., 2017)."""
+    for module in head.modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            nn.init.normal_(module.weight, std=0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

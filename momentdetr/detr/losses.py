@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from momentdetr.detr.boxes import at_least_float32, giou, to_corners
-from momentdetr.detr.types import Assignment, Output, Predictions, Supervision, Targets
+from momentdetr.detr.boxes import at_least_float32, giou, iou, to_corners
+from momentdetr.detr.types import Assignment, LossTerm, Output, Predictions, Supervision, Targets
 
-LossTerm = Callable[[Predictions, Targets, Assignment, Tensor], Tensor]
 Matcher = Callable[[Predictions, Targets], Assignment]
 
 
@@ -35,6 +34,39 @@ class Losses:
     assignments: dict[str, Assignment]
 
 
+def judged_rows(
+    name: str,
+    said: Predictions,
+    positive: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    *,
+    count: Tensor,
+    weight: float = 1.0,
+    terms: Mapping[str, tuple[float, LossTerm]] | None = None,
+) -> Supervision:
+    """Supervise rows of any samples, those that are not positive as background.
+
+    Args:
+        said: of the rows, without a batch: logits (R, K), boxes (R, 2D).
+        positive: (P,) rows that answer for a target.
+        labels: (P,) what they should say.
+        boxes: (P, 2D) what they should say.
+        count: what the terms are divided by.
+    """
+    order = torch.arange(len(positive), device=positive.device)
+    quality = None if said.quality is None else said.quality[None]
+    return Supervision(
+        name,
+        Predictions(said.logits[None], said.boxes[None], quality),
+        Assignment(torch.zeros_like(positive), positive, order),
+        weight,
+        Targets(labels[None], boxes[None], torch.ones_like(labels, dtype=torch.bool)[None]),
+        count,
+        terms=terms,
+    )
+
+
 def matched(values: Tensor, assignment: Assignment) -> Tensor:
     """Rows of predictions (B, Q, ...) that answer for a target -> (P, ...)."""
     return values[assignment.sample, assignment.query]
@@ -47,7 +79,12 @@ def matched_targets(values: Tensor, assignment: Assignment) -> Tensor:
 
 def num_boxes(targets: Targets) -> Tensor:
     """DETR's normaliser: the number of targets of the batch, averaged over processes, at least 1."""
-    count = targets.mask.sum().float()
+    return over_processes(targets.mask.sum().float())
+
+
+def over_processes(count: Tensor) -> Tensor:
+    """A normaliser averaged over processes, at least 1."""
+    count = count.detach().clone()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(count)
         count = count / torch.distributed.get_world_size()
@@ -59,6 +96,12 @@ def class_targets(predictions: Predictions, targets: Targets, assignment: Assign
     classes = torch.full(predictions.logits.shape[:2], background, dtype=torch.long, device=predictions.logits.device)
     classes[assignment.sample, assignment.query] = matched_targets(targets.labels, assignment)
     return classes
+
+
+def one_hot_targets(predictions: Predictions, targets: Targets, assignment: Assignment) -> Tensor:
+    """(B, Q, K): 1 at the class that each query should say, 0 elsewhere."""
+    num_classes = predictions.logits.shape[-1]
+    return F.one_hot(class_targets(predictions, targets, assignment, num_classes), num_classes + 1)[..., :-1]
 
 
 def cross_entropy(
@@ -97,14 +140,37 @@ def focal(
 ) -> Tensor:
     """Sigmoid focal loss (Lin et al., 2017), summed over queries and classes, divided by the number of targets."""
     logits = at_least_float32(predictions.logits)
-    num_classes = logits.shape[-1]
-    classes = class_targets(predictions, targets, assignment, num_classes)
-    truth = F.one_hot(classes, num_classes + 1)[..., :-1].to(logits.dtype)
+    truth = one_hot_targets(predictions, targets, assignment).to(logits.dtype)
     prob = logits.sigmoid()
     unlike = prob * (1 - truth) + (1 - prob) * truth
     balance = alpha * truth + (1 - alpha) * (1 - truth)
     loss = balance * unlike**gamma * F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     return loss.sum() / count
+
+
+def binary(predictions: Predictions, targets: Targets, assignment: Assignment, count: Tensor) -> Tensor:
+    """Binary cross-entropy of every class, summed, divided by the count."""
+    truth = one_hot_targets(predictions, targets, assignment)
+    logits = at_least_float32(predictions.logits)
+    return F.binary_cross_entropy_with_logits(logits, truth.to(logits.dtype), reduction="sum") / count
+
+
+def quality_focal(
+    predictions: Predictions, targets: Targets, assignment: Assignment, count: Tensor, *, beta: float = 2.0
+) -> Tensor:
+    """Quality focal loss (Li et al., 2020): a query should say its class with the IoU that its box has.
+
+    Every logit is weighted by its distance from what it should say, to the power of `beta`; summed, divided by the
+    number of targets.
+    """
+    logits = at_least_float32(predictions.logits)
+    predicted = to_corners(matched(at_least_float32(predictions.boxes.detach()), assignment))
+    overlap = iou(predicted, to_corners(matched_targets(targets.boxes, assignment)))[0]
+    quality = logits.new_zeros(logits.shape[:2])
+    quality[assignment.sample, assignment.query] = overlap.to(logits.dtype)
+    truth = one_hot_targets(predictions, targets, assignment) * quality[..., None]
+    loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    return ((truth - logits.sigmoid()).abs() ** beta * loss).sum() / count
 
 
 def l1(
@@ -180,10 +246,11 @@ class Criterion:
             assignments[supervision.name] = assignment
             count = number if supervision.count is None else supervision.count
             suffix = f"_{supervision.name}" if supervision.name else ""
-            for name, term in self.terms.items():
+            own = {name: (self.weights[name], term) for name, term in self.terms.items()}
+            for name, (weight, term) in (own if supervision.terms is None else supervision.terms).items():
                 if supervision.only is not None and name not in supervision.only:
                     continue
                 value = term(supervision.predictions, true, assignment, count)
                 terms[name + suffix] = value
-                total = total + supervision.weight * self.weights[name] * value
+                total = total + supervision.weight * weight * value
         return Losses(total, terms, assignments)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from momentdetr.detr.assignment_dense import Shuffle
 from momentdetr.detr.decoder import Decoder
 from momentdetr.detr.denoising import Denoising, Draws, touch
+from momentdetr.detr.hybrid import HybridHeads
 from momentdetr.detr.losses import Criterion, Losses
 from momentdetr.detr.neck import Neck
-from momentdetr.detr.types import Memory, Output, Targets
+from momentdetr.detr.types import Memory, Output, Queries, Targets
 
 
 class Detr(nn.Module):
@@ -22,6 +25,7 @@ class Detr(nn.Module):
         decoder: (Queries, Memory) -> Output.
         encoder: Memory -> Memory, or None where the memory comes encoded.
         denoising: groups to restore while training, or None.
+        hybrid: one-to-many heads that train the memory and lend the decoder their positives, or None.
     """
 
     def __init__(
@@ -31,9 +35,11 @@ class Detr(nn.Module):
         decoder: Decoder,
         encoder: nn.Module | None = None,
         denoising: Denoising | None = None,
+        hybrid: HybridHeads | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.queries, self.decoder, self.denoising = encoder, queries, decoder, denoising
+        self.hybrid = hybrid
 
     def forward(
         self,
@@ -42,18 +48,36 @@ class Detr(nn.Module):
         *,
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
+        shuffle: Shuffle | None = None,
         proposals: Tensor | None = None,
     ) -> Output:
         """Detect.
 
         Args:
-            targets: what is true, for denoising while training; None: no groups are made.
+            targets: what is true, for denoising and one-to-many heads while training; None: neither.
             draws: the groups' noise, or None: fresh noise.
             generator: of fresh noise.
+            shuffle: how one-to-many heads choose at random; None: by the generator.
             proposals: (B, Q) tokens to start from instead of the best ones, where queries are proposed.
         """
         memory = memory if self.encoder is None else self.encoder(memory)
         queries = self.queries(memory) if proposals is None else self.queries(memory, proposals)
+        output = self._decode(queries, memory, targets, draws, generator)
+        if self.hybrid is None or targets is None:
+            return output
+        supervisions, lent = self.hybrid(memory, targets, shuffle or _shuffle(generator))
+        passes = [one.judged(self.decoder(one.queries, memory)) for one in lent]
+        return replace(output, supervisions=sum(passes, (*output.supervisions, *supervisions)))
+
+    def _decode(
+        self,
+        queries: Queries,
+        memory: Memory,
+        targets: Targets | None,
+        draws: Draws | None,
+        generator: torch.Generator | None,
+    ) -> Output:
+        """Matching queries, and denoising groups where there are targets."""
         if self.denoising is None:
             return self.decoder(queries, memory)
         queries = self.denoising.matching_content(queries)
@@ -64,6 +88,12 @@ class Detr(nn.Module):
             return touch([self.denoising], self.decoder(queries, memory))
         output = self.decoder(self.denoising.join(group, queries), memory)
         return self.denoising.split(output, group, targets)
+
+
+def _shuffle(generator: torch.Generator | None) -> Shuffle:
+    """Permutations drawn from a generator."""
+    device = "cpu" if generator is None else generator.device
+    return lambda count: torch.randperm(count, generator=generator, device=device)
 
 
 class Detector(nn.Module):
@@ -87,10 +117,12 @@ class Detector(nn.Module):
         *,
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
+        shuffle: Shuffle | None = None,
         proposals: Tensor | None = None,
     ) -> Output:
         """Feature maps (B, channels, *spatial), finest first, and the input's mask (B, *spatial), True where real."""
-        return self.detr(self.neck(features, mask), targets, draws=draws, generator=generator, proposals=proposals)
+        memory = self.neck(features, mask)
+        return self.detr(memory, targets, draws=draws, generator=generator, shuffle=shuffle, proposals=proposals)
 
     def loss(
         self,
@@ -100,6 +132,8 @@ class Detector(nn.Module):
         *,
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
+        shuffle: Shuffle | None = None,
     ) -> Losses:
-        """Detect with denoising, and judge."""
-        return self.criterion(self(features, mask, targets, draws=draws, generator=generator), targets)
+        """Detect with denoising and one-to-many heads, and judge."""
+        output = self(features, mask, targets, draws=draws, generator=generator, shuffle=shuffle)
+        return self.criterion(output, targets)

@@ -133,4 +133,5 @@ class Neck(nn.Module):
             level_shapes=shapes,
             valid_ratios=ratios,
             references=torch.cat(centers, 1),
+            extents=valid_ratios(mask) * torch.tensor(mask.shape[1:], device=mask.device).flip(0),
         )

@@ -102,6 +102,8 @@ class ProposedQueries(nn.Module):
         head: tokens -> proposals.
         ranking: how proposals are ranked.
         selection: "mixed", "pure" or "features".
+        positions: whether "mixed" queries have positions made from the proposed boxes as "pure" ones have
+            (Co-Deformable-DETR), or leave them to the decoder (DINO); None: "pure" only.
         judged: "all" tokens against class-agnostic targets (Deformable DETR), or the "chosen" ones against real
             targets (DINO).
         weight: of the proposals' losses.
@@ -116,6 +118,7 @@ class ProposedQueries(nn.Module):
         head: ProposalHead,
         ranking: Ranking = by_best_class,
         selection: Literal["mixed", "pure", "features"] = "mixed",
+        positions: bool | None = None,
         judged: Literal["all", "chosen"] = "chosen",
         weight: float = 1.0,
     ) -> None:
@@ -124,8 +127,9 @@ class ProposedQueries(nn.Module):
         self.judged, self.weight = judged, weight
         self.features = width // num_dims
         self.content = nn.Parameter(torch.randn(num_queries, width)) if selection == "mixed" else None
-        self.from_boxes = nn.Linear(2 * width, 2 * width) if selection == "pure" else None
-        self.norm_boxes = nn.LayerNorm(2 * width) if selection == "pure" else None
+        positions = selection == "pure" if positions is None else positions
+        self.from_boxes = nn.Linear(2 * width, 2 * width) if positions else None
+        self.norm_boxes = nn.LayerNorm(2 * width) if positions else None
 
     def forward(self, memory: Memory, chosen: Tensor | None = None) -> Queries:
         """Queries from a memory.
@@ -136,19 +140,18 @@ class ProposedQueries(nn.Module):
         """
         proposals = self.head(memory)
         if chosen is None:
-            count = min(self.num_queries, proposals.logits.shape[1])  # small inputs have fewer tokens
-            chosen = self.ranking(proposals.logits).topk(count, dim=1).indices
+            chosen = self.ranking(proposals.logits).topk(self.num_queries, dim=1).indices
         anchors = _take(proposals.anchors, chosen)
         supervision = self._supervision(proposals, chosen, anchors)
         anchors = anchors.detach()
+        positions = content = None
+        if self.from_boxes is not None and self.norm_boxes is not None:
+            encoded = box_features(anchors.sigmoid(), self.features).flatten(-2).to(memory.tokens.dtype)
+            positions, content = self.norm_boxes(self.from_boxes(encoded)).chunk(2, -1)
         if self.content is not None:
-            content = self.content[: anchors.shape[1]].to(memory.tokens.dtype).expand(len(anchors), -1, -1)
-            return Queries(content, None, anchors, supervisions=(supervision,))
-        if self.from_boxes is None:
-            return Queries(_take(proposals.tokens, chosen).detach(), None, anchors, supervisions=(supervision,))
-        assert self.norm_boxes is not None
-        encoded = box_features(anchors.sigmoid(), self.features).flatten(-2).to(memory.tokens.dtype)
-        positions, content = self.norm_boxes(self.from_boxes(encoded)).chunk(2, -1)
+            content = self.content.to(memory.tokens.dtype).expand(len(anchors), -1, -1)
+        elif content is None:
+            content = _take(proposals.tokens, chosen).detach()
         return Queries(content, positions, anchors, supervisions=(supervision,))
 
     def _supervision(self, proposals: Proposals, chosen: Tensor, anchors: Tensor) -> Supervision:

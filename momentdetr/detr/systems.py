@@ -11,7 +11,7 @@
 | DN-DETR's DINO-like variant | deformable | learned, by rank | proposals, and paired groups | deformable | any |
 | DINO | deformable | learned, by rank | proposals, and contrastive groups | deformable | look forward twice |
 
-All of them run for any number of dimensions.
+Co-DETR's rows, which train with further heads, stand in `systems_hybrid`. All run for any number of dimensions.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from momentdetr.detr.assembly import (
     Task,
     box_head,
     cloned,
+    contrastive_denoising,
     focal_criterion,
     focal_head,
     level_neck,
@@ -35,6 +36,7 @@ from momentdetr.detr.assembly import (
 )
 from momentdetr.detr.decoder import AnchorGuide, Decoder, FixedGuide, Head, Refinement
 from momentdetr.detr.denoising import Denoising, PairedDenoising
+from momentdetr.detr.hybrid import HybridHeads
 from momentdetr.detr.initialization import init_transformer
 from momentdetr.detr.layers import (
     conditional_layers,
@@ -312,6 +314,7 @@ def dino(
     shared_boxes: bool = True,
     refinement: Refinement = "look_forward_twice",
     denoising: Denoising | None = None,
+    hybrid: HybridHeads | None = None,
     activation: str = "relu",
     positions: Positions | None = None,
     proposal_weight: float = 1.0,
@@ -325,20 +328,13 @@ def dino(
         shared_boxes: one box head for all layers; else one a layer.
         refinement: whether the loss reaches back through the references.
         denoising: None: contrastive groups of about a hundred positive queries.
+        hybrid: one-to-many heads beside the decoder, see `systems_hybrid`.
         activation: between the two layers of a feed-forward network.
         proposal_weight: of the proposals' losses.
     """
     sizes = sizes or Sizes(num_queries=900)
     if denoising is None:
-        denoising = Denoising(
-            task.num_classes,
-            sizes.width,
-            groups=None,
-            contrastive=True,
-            label_noise=0.25,
-            box_noise=1.0,
-            indicator=False,
-        )
+        denoising = contrastive_denoising(task, sizes)
     guide = AnchorGuide(task.num_dims, sizes.width, modulated=False, conditional=False)
     init_transformer(guide)
     count = 1 if shared_classes and shared_boxes else sizes.decoder_layers
@@ -375,6 +371,7 @@ def dino(
             queries=queries,
             decoder=decoder,
             denoising=denoising,
+            hybrid=hybrid,
         ),
         criterion=focal_criterion(class_weight=1.0, eps=1e-6),
     )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from parity import tolerance
 from parity.check import System
-from parity.comparison import Row, compare_number, compare_tensor, uncompared
+from parity.comparison import Row, compare_exactly, compare_number, compare_tensor, uncompared
 from parity.material import Golden
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,12 +26,11 @@ def check(path: Path, system_for: Callable[[dict[str, Any]], System]) -> list[Ro
     system = system_for(facts)
     tensors = path.with_suffix(".safetensors")
     recorded = load_file(tensors) if tensors.is_file() else {}
-    ours = {
-        name.removeprefix("eval."): value
-        for name, value in system.run(golden_of(path, facts), "float32").outputs.items()
-        if name.startswith("eval.")
-    }
+    run = system.run(golden_of(path, facts), "float32")
+    ours = {name.removeprefix("eval."): value for name, value in run.outputs.items() if name.startswith("eval.")}
     rows = []
+    if run.parameters is not None:
+        rows.append(compare_exactly("parameters", run.parameters, facts["parameters"]))
     for name in recorded.keys() & ours.keys():
         limit = tolerance.of_tensor(name, recorded[name], "float32", {}, ())
         kept = tuple(slice(0, size) for size in recorded[name].shape)  # of images the first queries and classes
@@ -54,7 +53,11 @@ def golden_of(path: Path, facts: Mapping[str, Any]) -> Golden:
             state[name] = made_weight(aliases.get(name, name), shape)
         else:
             state[name] = torch.zeros(shape, dtype=getattr(torch, dtype))
-    inputs = image_inputs(facts["image_sizes"]) if facts.get("image_sizes") else moment_inputs(facts["args"])
+    inputs: dict[str, Tensor] = {}
+    if facts.get("image_sizes"):
+        inputs = image_inputs(facts["image_sizes"])
+    elif facts["args"]:
+        inputs = moment_inputs(facts["args"])
     return Golden(path.parent, config, state, inputs, {})
 
 
