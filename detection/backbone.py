@@ -105,7 +105,8 @@ def timm_backbone(
         body = freeze_batch_norm_2d(body)
     take_any_size(body)
     freeze_stages(body, frozen_stages)
-    channels, strides = body.feature_info.channels(), body.feature_info.reduction()
+    info: Any = body.feature_info
+    channels, strides = info.channels(), info.reduction()
     if len(strides) > 1 and len(set(strides)) == 1:
         return Backbone(SimplePyramid(body, channels[-1]), (channels[-1] // 2, channels[-1], channels[-1]))
     last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
@@ -120,8 +121,8 @@ def _options(name: str) -> dict[str, Any]:
 
 
 def _last_three(name: str, options: dict[str, Any]) -> tuple[int, ...]:
-    body = timm.create_model(name, features_only=True, **options)
-    return tuple(range(len(body.feature_info.channels())))[-3:]
+    info: Any = timm.create_model(name, features_only=True, **options).feature_info
+    return tuple(range(len(info.channels())))[-3:]
 
 
 def freeze_stages(body: nn.Module, count: int) -> None:

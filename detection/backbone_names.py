@@ -11,8 +11,12 @@ from torch import Tensor
 from momentdetr.errors import BadCheckpoint
 
 # Blocks of each stage -> timm's name, by kind of block.
-_BOTTLENECK = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101", (3, 8, 36, 3): "resnet152"}
-_BASIC = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34"}
+_BOTTLENECK: dict[tuple[int, ...], str] = {
+    (3, 4, 6, 3): "resnet50",
+    (3, 4, 23, 3): "resnet101",
+    (3, 8, 36, 3): "resnet152",
+}
+_BASIC: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34"}
 # First width, blocks of the third stage, and window -> timm's name.
 _SWIN = {
     (96, 6, 7): "swin_tiny_patch4_window7_224",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
@@ -25,5 +28,6 @@ def take_any_size(body: nn.Module) -> None:
     for module in body.modules():
         if type(module) is SwinTransformerBlock:
             module.__class__ = _PadFirst  # the same state, another way to attend
-        if hasattr(module, "dynamic_img_pad"):
-            module.dynamic_img_pad = True
+        if isinstance(module, PatchEmbed):
+            patches: Any = module  # declared final, for scripting, which is not done here
+            patches.dynamic_img_pad = True

@@ -58,8 +58,8 @@ class AnchorQueries(nn.Module):
 
     def forward(self, memory: Memory) -> Queries:
         batch, num_queries = memory.tokens.shape[0], self.anchors.shape[0]
-        anchors = self.anchors
-        content = self.anchors.new_zeros(num_queries, self.width) if self.content is None else self.content
+        anchors: Tensor = self.anchors
+        content: Tensor = self.anchors.new_zeros(num_queries, self.width) if self.content is None else self.content
         if self.patterns is not None:
             repeats = len(self.patterns)
             anchors = anchors.repeat(repeats, 1)  # (Q x patterns, A)
