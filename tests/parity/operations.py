@@ -12,11 +12,14 @@ from parity.tape import Tape
 from safetensors.torch import load_file
 from torch import Tensor
 
+from detection.batch import pad_images
 from momentdetr.detr.assignment import HungarianMatcher, focal_class_cost, giou_cost, l1_cost, softmax_class_cost
 from momentdetr.detr.attention import attend
 from momentdetr.detr.boxes import giou, inverse_sigmoid, iou, to_center_size, to_corners, volume
 from momentdetr.detr.deformable import DeformableAttention, attend_points
 from momentdetr.detr.losses import focal
+from momentdetr.detr.masks import boxes_of_masks, dice_loss
+from momentdetr.detr.monitor import class_error
 from momentdetr.detr.neck import cell_centers, valid_ratios
 from momentdetr.detr.positions import LearnedPositions, box_features, grid_positions, sine_features
 from momentdetr.detr.proposals import token_anchors
@@ -266,6 +269,31 @@ def _levels(tape: Tape) -> None:
     tape.compare("levels.output_proposals_unact", token_anchors(memory, 0.05, 0.01)[0])
 
 
+def _accuracy(tape: Tape) -> None:
+    logits, labels = tape["accuracy.logits"], tape["accuracy.target"]
+    rows = torch.arange(len(labels))
+    targets = Targets(labels[None], torch.zeros(1, len(labels), 4), torch.ones(1, len(labels), dtype=torch.bool))
+    said = Predictions(logits[None], targets.boxes)
+    error = class_error(said, targets, Assignment(torch.zeros_like(rows), rows, rows))
+    tape.compare("accuracy.top1", 100 - error)
+
+
+def _dice(tape: Tape) -> None:
+    # Recorded for three targets, by every code base that has it.
+    tape.compare("dice.y", dice_loss(tape["dice.x"], tape["dice.t"], torch.tensor(3.0)))
+
+
+def _masks_to_boxes(tape: Tape) -> None:
+    tape.compare("masks_to_boxes", boxes_of_masks(tape["masks"]))
+
+
+def _nested(tape: Tape) -> None:
+    images = [tape[name] for name in tape.names if name.startswith("nested.in.")]
+    padded, mask = pad_images(images)
+    tape.compare("nested.tensors", padded)
+    tape.compare("nested.mask", ~mask)
+
+
 FAMILIES: dict[str, Callable[[Tape], None]] = {
     "box": _box,
     "span": _span,
@@ -280,4 +308,8 @@ FAMILIES: dict[str, Callable[[Tape], None]] = {
     "msda": _deformable_attention,
     "levels": _levels,
     "pos_learned": _learned_grid,
+    "accuracy": _accuracy,
+    "dice": _dice,
+    "masks_to_boxes": _masks_to_boxes,
+    "nested": _nested,
 }

@@ -24,6 +24,7 @@ from detection.model import ImageDetector
 from detection.presets import build
 from momentdetr.detr.denoising import Draws, Group
 from momentdetr.detr.losses import Losses
+from momentdetr.detr.monitor import cardinality_error, class_error
 from momentdetr.detr.types import Assignment, Output, Predictions, Queries, Targets
 
 NAMES = {
@@ -216,10 +217,8 @@ def _terms(conversion: Conversion, output: Output, losses: Losses, targets: Targ
         if other is not None and other.class_agnostic:
             true = Targets(torch.zeros_like(true.labels), true.boxes, true.mask)
         yield _official("class_error", name, conversion), _class_error(said, true, assignment, other, output)
-        count = targets.mask.sum(1).to(said.boxes.dtype)
-        objects = (said.logits.argmax(-1) != said.logits.shape[-1] - 1).sum(1).to(count.dtype)
-        if len(objects) == len(count):
-            yield _official("cardinality_error", name, conversion), (objects - count).abs().mean()
+        if len(said.logits) == len(targets.mask):
+            yield _official("cardinality_error", name, conversion), cardinality_error(said, targets)
         rows = said.boxes[assignment.sample, assignment.query] - true.boxes[assignment.sample, assignment.target]
         share = rows.abs() / (losses.terms["l1" + suffix].new_ones(()) * max(1, int(targets.mask.sum())))
         repeats = 1 if other is None or other.count is None else other.count / max(1, int(targets.mask.sum()))
@@ -230,13 +229,11 @@ def _terms(conversion: Conversion, output: Output, losses: Losses, targets: Targ
 
 def _class_error(said: Predictions, true: Targets, assignment: Assignment, other: Any, output: Output) -> Tensor:
     """Per cent of wrong classes; of paired groups the copies count, whose class no logit stands for."""
-    chosen, wanted = said.logits[assignment.sample, assignment.query], true.labels[assignment.sample, assignment.target]
-    right = (chosen.argmax(-1) == wanted).double()
-    total = len(right)
-    if other is not None and other.only is not None:
-        named = next(s.assignment for s in output.supervisions if s.name == other.name and s.only == ("class",))
-        right = (said.logits[0, named.query].argmax(-1) == true.labels[0, named.target]).double()
-        total = said.logits.shape[1]
+    if other is None or other.only is None:
+        return class_error(said, true, assignment)
+    named = next(s.assignment for s in output.supervisions if s.name == other.name and s.only == ("class",))
+    right = (said.logits[0, named.query].argmax(-1) == true.labels[0, named.target]).double()
+    total = said.logits.shape[1]
     return 100 - 100 * right.sum() / total if total else torch.tensor(100.0)
 
 
