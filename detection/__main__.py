@@ -28,7 +28,9 @@ def _verbs() -> None:
 def convert(
     checkpoint: Annotated[
         Path,
-        typer.Argument(metavar="CHECKPOINT", help="A .pth of an official repository, or a folder of transformers."),
+        typer.Argument(
+            metavar="CHECKPOINT", help="A .pth of an official repository or of detrex, or a folder of transformers."
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
     system: Annotated[str | None, typer.Option(help="Name of the system, where the weights do not tell it.")] = None,

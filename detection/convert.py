@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from detection import convert_co_detr, hf
+from detection import convert_co_detr, detrex, hf
 from detection.backbone import Backbone
 from detection.backbone_names import describe_backbone, official_backbone_name
 from detection.labels import class_names
@@ -54,7 +54,7 @@ def convert(path: str | Path, *, system: str | None = None, options: Options | N
     """Convert a checkpoint.
 
     Args:
-        path: a `.pth` of one of the official repositories, or a folder of transformers.
+        path: a `.pth` of one of the official repositories or of detrex, or a folder of transformers.
         system: name of the system, where the tensors' names do not tell it.
         options: official options that the file does not hold, or that count more than those that it holds.
 
@@ -87,7 +87,7 @@ def convert_state(
     """Convert an official state dict.
 
     Args:
-        state: official names -> tensors.
+        state: official names, or detrex's, -> tensors.
         options: what it was trained with, official names; what is missing takes the published value.
         system: name of the system; None: told from the names.
         backbone: giving the maps that the system uses, with torchvision's or timm's names; None: told from the names.
@@ -97,17 +97,23 @@ def convert_state(
     """
     if convert_co_detr.is_co_detr(state):
         return _convert_co_detr(state, options, backbone)
+    if detrex.is_detrex(state):
+        official = detrex.to_official(state)
+        converted = convert_state(
+            official, {**detrex.options_of(official), **options}, system=system, backbone=backbone
+        )
+        return replace(converted, about={**converted.about, "layout": "detrex"})
     state, left_out = _without_masks(state)
     system = system or system_of(state)
     if system not in OFFICIAL:
         raise BadCheckpoint(f"no converter for system {system!r}; known are {', '.join(OFFICIAL)}")
-    official = OFFICIAL[system]
+    code_base = OFFICIAL[system]
     config = describe(system, state, options)
     if backbone is None:
         config["backbone"] = describe_backbone(state, options, len(config["channels"]))
     model = build(config, backbone)
     names = _backbone_names(config, backbone)
-    ours = to_ours(state, model.state_dict().keys(), official.layout(state), names)
+    ours = to_ours(state, model.state_dict().keys(), code_base.layout(state), names)
     load_strictly(model, ours)
     about = {"layout": "official", **({"left_out": left_out} if left_out else {})}
     return Conversion(config, ours, class_names(config["num_classes"]), about)
@@ -145,6 +151,7 @@ def describe(system: str, state: State, options: Options) -> dict[str, Any]:
     projections = sorted(name for name in state if re.fullmatch(r"input_proj\.(\d+\.0\.)?weight", name))
     head = next(name for name in ("class_embed.bias", "class_embed.0.bias") if name in state)
     top = official.top if isinstance(official.top, int) else options.get(official.top, 300)
+    top = options.get("top", top)
     config = {
         "system": system,
         "num_classes": state[head].shape[0] - (official.scores == "softmax"),
@@ -185,7 +192,7 @@ def _positions(official: Official, state: State, options: Options) -> dict[str, 
         axes = ("pe_temperatureH", "pe_temperatureW")
         temperature = tuple(float(options.get(axis, official.temperature)) for axis in axes)
     learned = "backbone.1.row_embed.weight" in state
-    return {"temperature": temperature, "offset": official.offset, "learned": learned}
+    return {"temperature": temperature, "offset": options.get("pe_offset", official.offset), "learned": learned}
 
 
 def _losses(official: Official, options: Options) -> dict[str, Any]:
