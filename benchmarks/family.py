@@ -1,230 +1,237 @@
-"""Every system of the family learns eight samples of the moving-shapes world by heart, as boxes and as spans.
+"""Every row of the family learns eight samples of the moving-shapes world by heart, as boxes and as spans.
 
-    python benchmarks/family.py [--dims 1 2] [--systems dino detr ...] [--steps 2000] [--json FILE]
+    python benchmarks/family.py [--rows dino detr ...] [--dims 1 2] [--max-steps 2000] [--json FILE]
+    python benchmarks/family.py --show FILE
 
-A system passes when AP at IoU 0.5 on its eight samples reaches .8 within the steps. Boxes: the shapes of eight frames.
-Spans: the events of eight videos, seen as one small picture a clip. The same maps, width and optimiser for all.
+A row passes when AP at IoU 0.5 on its eight samples reaches .8 within the steps and every trained parameter has had a
+gradient, but for those that no loss can move, which are named with the reason. Boxes (D = 2): the shapes of a frame of
+each video. Spans (D = 1): the events of each video, one small picture a clip. All rows have width 64, two encoder and
+three decoder layers, 20 queries, the same stem (three convolutions, trained along), AdamW at 5e-4 and gradients clipped
+to norm 0.1 (DETR's); nothing is tuned row by row. Prints one line a row; with --json adds it to FILE as it is done.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
+from family_samples import CHANNELS, Batch, Stem, average_precision, make_batch
 from torch import Tensor, nn
 
-from momentdetr.demo.drawing import draw_frame, paint_background
-from momentdetr.demo.scene import FRAMES_PER_CLIP, Scene
-from momentdetr.demo.truth import frame_boxes
 from momentdetr.demo.vocabulary import SHAPES
-from momentdetr.demo.world import make_video
-from momentdetr.detr import systems
-from momentdetr.detr.boxes import iou, to_corners
+from momentdetr.detr import systems, systems_hybrid
+from momentdetr.detr.assembly import Sizes, Task
+from momentdetr.detr.losses import Losses
 from momentdetr.detr.model import Detector
-from momentdetr.detr.neck import CONVOLUTIONS
-from momentdetr.detr.systems import Sizes, Task
-from momentdetr.detr.types import Targets
-from momentdetr.evaluation.average_precision import interpolated_average_precision, match_by_rank
+from momentdetr.detr.systems_hybrid import Heads
+from momentdetr.detr.types import Output
 
-SAMPLES, WIDTH, PICTURE, THUMB = 8, 64, 96, 12
-CHANNELS = (32, 48, 64)
-SYSTEMS: dict[str, Callable[[Task, Sizes], Detector]] = {
-    "detr": systems.detr,
-    "conditional_detr": systems.conditional_detr,
-    "deformable_detr": systems.deformable_detr,
-    "deformable_detr_refine": lambda task, sizes: systems.deformable_detr(task, sizes, refine=True),
-    "deformable_detr_two_stage": lambda task, sizes: systems.deformable_detr(task, sizes, refine=True, two_stage=True),
-    "dab_detr": systems.dab_detr,
-    "dab_deformable_detr": systems.dab_deformable_detr,
-    "dn_detr": systems.dn_detr,
-    "dn_deformable_detr": systems.dn_deformable_detr,
-    "dino": systems.dino,
+GOAL, LEARNING_RATE, WARM_UP, CLIP = 0.8, 5e-4, 50, 0.1
+WIDTH = 64
+SIZES = Sizes(WIDTH, 4, 128, encoder_layers=2, decoder_layers=3, num_queries=20, num_levels=3, group_norm=8)
+HEADS = Heads(hidden=WIDTH, proposals=50, per_level=100, anchors=64, regions=32, most=20)
+STRIDE = {1: 1.0, 2: 8.0}
+"""Input cells per cell of the finest map, for one-to-many heads."""
+
+Row = Callable[[Task], Detector]
+
+
+def with_heads(row: Callable[..., Detector], task: Task, sizes: Sizes) -> Detector:
+    return row(task, sizes, heads=replace(HEADS, stride=STRIDE[task.num_dims]))
+
+
+def deformable(**options: bool) -> Row:
+    return lambda task: systems.deformable_detr(task, SIZES, **options)
+
+
+ROWS: dict[str, Row] = {
+    "detr": lambda task: systems.detr(task, SIZES),
+    "detr_pre_norm": lambda task: systems.detr(task, SIZES, pre_norm=True),
+    "detr_dc5": lambda task: systems.detr(task, SIZES),  # its stem is dilated
+    "conditional_detr": lambda task: systems.conditional_detr(task, SIZES),
+    "deformable_detr_single_scale": lambda task: systems.deformable_detr(task, replace(SIZES, num_levels=1)),
+    "deformable_detr": deformable(),
+    "deformable_detr_refine": deformable(refine=True),
+    "deformable_detr_two_stage": deformable(refine=True, two_stage=True),
+    "dab_detr": lambda task: systems.dab_detr(task, SIZES),
+    "dab_detr_patterns": lambda task: systems.dab_detr(task, SIZES, num_patterns=3),
+    "dab_deformable_detr": lambda task: systems.dab_deformable_detr(task, SIZES),
+    "dn_detr": lambda task: systems.dn_detr(task, SIZES),
+    "dn_detr_patterns": lambda task: systems.dn_detr(task, SIZES, num_patterns=3),
+    "dn_deformable_detr": lambda task: systems.dn_deformable_detr(task, SIZES),
+    "dn_dino": lambda task: systems.dn_dino(task, SIZES),
+    "dino": lambda task: systems.dino(task, SIZES),
+    "dino_more_levels": lambda task: systems.dino(task, replace(SIZES, num_levels=4)),
+    "dino_unshared": lambda task: systems.dino(task, SIZES, shared_classes=False, shared_boxes=False),
+    "dino_one_stage": lambda task: systems.dino(task, SIZES, two_stage=False),
+    "co_deformable_detr": partial(with_heads, systems_hybrid.co_deformable_detr, sizes=SIZES),
+    "co_dino": partial(with_heads, systems_hybrid.co_dino, sizes=SIZES),
 }
 
+UNMOVED = {
+    r".*\.key(_content|_position)?\.bias": "a key's bias shifts all scores of a softmax alike",
+    r"detector\.detr\.decoder\.layers\.0\.self_attention\.(query|key|value)(_content|_position)?\.\w+": (
+        "the first self-attention mixes contents that are all zero"
+    ),
+}
+"""What no loss can move, and why."""
+
 
 @dataclass(frozen=True)
-class Batch:
-    """Eight samples: values (8, channels, *spatial), mask (8, *spatial), targets."""
+class Result:
+    """One line of the table.
 
-    values: Tensor
-    mask: Tensor
-    targets: Targets
+    Args:
+        row: its name in ROWS.
+        num_dims: D.
+        steps: after which AP50 was first seen to reach the goal; None: never.
+        ap50: then, or after the last step.
+        taken: steps in all.
+        parameters: trained numbers, the stem's among them.
+        unmoved: trained parameters without gradient -> why; "" where nobody knows.
+        first_loss: at the first step.
+        last_loss: at the last step.
+        seconds: on the wall.
+    """
 
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    system: str
+    row: str
     num_dims: int
-    steps: int
+    steps: int | None
     ap50: float
+    taken: int
+    parameters: int
+    unmoved: dict[str, str]
     first_loss: float
     last_loss: float
-    parameters: int
-    silent: list[str]
     seconds: float
 
+    @property
+    def passed(self) -> bool:
+        return self.steps is not None and all(self.unmoved.values())
 
-class Maps(nn.Module):
-    """Three feature maps, each half as fine as the one before, by strided convolutions of any number of axes."""
 
-    def __init__(self, num_dims: int, channels_in: int, first_stride: int) -> None:
+class Learner(nn.Module):
+    """A row with its stem."""
+
+    def __init__(self, row: str, num_dims: int, channels_in: int) -> None:
         super().__init__()
-        convolution = CONVOLUTIONS[num_dims]
-        sizes = (channels_in, 24, *CHANNELS)
-        strides = (first_stride, 2 if num_dims > 1 else 1, 2, 2)
-        self.stages = nn.ModuleList(
-            nn.Sequential(convolution(a, b, kernel_size=max(3, s), stride=s, padding=1), nn.GroupNorm(8, b), nn.ReLU())
-            for a, b, s in zip(sizes, sizes[1:], strides, strict=True)
-        )
+        self.stem = Stem(num_dims, channels_in, dilated=row == "detr_dc5")
+        self.detector = ROWS[row](Task(num_dims, CHANNELS, len(SHAPES)))
+        self.softmax = row.startswith("detr")
 
-    def forward(self, values: Tensor) -> list[Tensor]:
-        maps = []
-        for stage in self.stages:
-            values = stage(values)
-            maps.append(values)
-        return maps[1:]
+    def forward(self, batch: Batch) -> Output:
+        return self.detector(self.stem(batch.values), batch.mask)
 
+    def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
+        return self.detector.loss(self.stem(batch.values), batch.mask, batch.targets, generator=generator)
 
-def scenes() -> list[Scene]:
-    return [make_video(7, index, "train") for index in range(SAMPLES)]
-
-
-def boxes_batch() -> Batch:
-    """One frame a video, with at least one shape in it."""
-    pictures, truths = [], []
-    for scene in scenes():
-        frame = max(range(scene.num_frames), key=lambda f, s=scene: (len(frame_boxes(s, f, PICTURE)), -f))
-        pictures.append(draw_frame(scene, frame / FRAMES_PER_CLIP, paint_background(scene.background)))
-        truths.append(
-            [
-                (SHAPES.index(shape), [(x + w / 2) / PICTURE, (y + h / 2) / PICTURE, w / PICTURE, h / PICTURE])
-                for shape, (x, y, w, h) in frame_boxes(scene, frame, PICTURE)
-            ]
-        )
-    values = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255 - 0.5
-    values = nn.functional.interpolate(values, (PICTURE, PICTURE), mode="bilinear", antialias=True)
-    return Batch(values, torch.ones(SAMPLES, PICTURE, PICTURE, dtype=torch.bool), pad_targets(truths, 2))
+    @torch.no_grad()
+    def ap50(self, batch: Batch) -> float:
+        """Average precision, evaluated as at inference."""
+        said = self.eval()(batch).last
+        self.train()
+        scores = said.logits.softmax(-1)[..., :-1] if self.softmax else said.logits.sigmoid()
+        return average_precision(scores, said.boxes, batch.targets)
 
 
-def spans_batch() -> Batch:
-    """A small picture a clip, side by side as channels, and every event's span."""
-    videos, truths = [], []
-    for scene in scenes():
-        wall = paint_background(scene.background)
-        frames = np.stack([draw_frame(scene, clip + 0.5, wall) for clip in range(scene.num_clips)])
-        small = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255 - 0.5
-        videos.append(nn.functional.interpolate(small, (THUMB, THUMB), mode="area").flatten(1))
-        truths.append(
-            [
-                (SHAPES.index(e.shape), [(e.start + e.end) / 2 / scene.num_clips, (e.end - e.start) / scene.num_clips])
-                for e in scene.events
-            ]
-        )
-    lengths = torch.tensor([len(video) for video in videos])
-    values = nn.utils.rnn.pad_sequence(videos, batch_first=True).transpose(1, 2)
-    return Batch(values, torch.arange(values.shape[-1])[None] < lengths[:, None], pad_targets(truths, 1))
+def start(row: str, batch: Batch, seed: int = 0) -> Learner:
+    """A fresh row for a batch."""
+    torch.manual_seed(seed)
+    return Learner(row, batch.mask.dim() - 1, batch.values.shape[1])
 
 
-def pad_targets(truths: list[list[tuple[int, list[float]]]], num_dims: int) -> Targets:
-    most = max(map(len, truths))
-    labels, boxes = torch.zeros(len(truths), most, dtype=torch.long), torch.zeros(len(truths), most, 2 * num_dims)
-    mask = torch.zeros(len(truths), most, dtype=torch.bool)
-    for i, truth in enumerate(truths):
-        for j, (label, box) in enumerate(truth):
-            labels[i, j], boxes[i, j], mask[i, j] = label, torch.tensor(box), True
-    return Targets(labels, boxes, mask)
-
-
-def average_precision(logits: Tensor, boxes: Tensor, targets: Targets, softmax: bool) -> float:
-    """AP at IoU 0.5, averaged over the classes that occur."""
-    scores = logits.softmax(-1)[..., :-1] if softmax else logits.sigmoid()
-    values = []
-    for label in targets.labels[targets.mask].unique():
-        order = scores[..., label].argsort(1, descending=True)
-        ranked = boxes.gather(1, order[..., None].expand_as(boxes))
-        true = targets.mask & (targets.labels == label)
-        overlaps = iou(to_corners(ranked)[:, :, None], to_corners(targets.boxes)[:, None])[0].double().numpy()
-        overlaps = np.where(true.numpy()[:, None], overlaps, -1.0)
-        every = np.ones(order.shape, dtype=bool)
-        hits = match_by_rank(overlaps, every, true.numpy(), np.array([0.5]))[:, 0]
-        pooled = scores[..., label].gather(1, order).flatten().argsort(descending=True).numpy()
-        found = hits.reshape(-1)[pooled][None, None]
-        values.append(
-            interpolated_average_precision(
-                found, np.ones((1, found.shape[-1]), dtype=bool), np.array([int(true.sum())])
-            )
-        )
-    return float(np.mean(values))
-
-
-def learn(name: str, num_dims: int, batch: Batch, steps: int, every: int = 100) -> Row:
-    torch.manual_seed(0)
-    sizes = Sizes(WIDTH, 4, 128, 2, 3, num_queries=20, num_levels=3, group_norm=8)
-    detector = SYSTEMS[name](Task(num_dims, CHANNELS, len(SHAPES)), sizes)
-    maps = Maps(num_dims, batch.values.shape[1], 4 if num_dims > 1 else 1)
-    parameters = [*maps.parameters(), *detector.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=5e-4, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, steps, pct_start=0.1)
-    generator, start, first, ap, step = torch.Generator().manual_seed(0), time.perf_counter(), 0.0, 0.0, 0
-    silent: list[str] = []
-    for step in range(1, steps + 1):
-        losses = detector.loss(maps(batch.values), batch.mask, batch.targets, generator=generator)
+def train(learner: Learner, batch: Batch, max_steps: int, seed: int = 0) -> Iterator[tuple[int, Losses]]:
+    """Step after step, each given out before its gradients are forgotten."""
+    parameters = [p for p in learner.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM_UP))
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(1, max_steps + 1):
+        losses = learner.loss(batch, generator)
         optimizer.zero_grad()
         losses.total.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 0.5)
-        if step == 1:
-            first = float(losses.total.detach())
-        if step == 20:
-            silent = [n for n, p in detector.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+        nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
         schedule.step()
-        if step % every == 0:
-            ap = evaluate(detector.eval(), maps, batch, softmax=name == "detr")
-            detector.train()
-            if ap >= 0.8:
+        yield step, losses
+
+
+def learn(row: str, batch: Batch, max_steps: int, *, every: int = 50) -> Result:
+    """Train one row until AP50 reaches the goal, looking every so many steps."""
+    learner, began = start(row, batch), time.perf_counter()
+    waiting = {name for name, p in learner.named_parameters() if p.requires_grad}
+    first = last = ap50 = 0.0
+    steps, taken = None, 0
+    for taken, losses in train(learner, batch, max_steps):
+        last = float(losses.total.detach())
+        first = first or last
+        if taken > 1:  # in the first step, heads that start at zero hide what lies behind them
+            waiting -= moved(learner, waiting)
+        if taken % every == 0 or taken == max_steps:
+            ap50 = learner.ap50(batch)
+            if ap50 >= GOAL:
+                steps = taken
                 break
-    count = sum(p.numel() for p in parameters)
-    last = float(losses.total.detach())
-    return Row(name, num_dims, step, round(ap, 3), first, last, count, silent, round(time.perf_counter() - start, 1))
+    parameters = sum(p.numel() for p in learner.parameters() if p.requires_grad)
+    seconds = round(time.perf_counter() - began, 1)
+    unmoved = {name: reason(name) for name in sorted(waiting)}
+    num_dims = batch.mask.dim() - 1
+    return Result(row, num_dims, steps, round(ap50, 3), taken, parameters, unmoved, first, last, seconds)
 
 
-@torch.no_grad()
-def evaluate(detector: Detector, maps: Maps, batch: Batch, *, softmax: bool) -> float:
-    last = detector(maps(batch.values), batch.mask).last
-    return average_precision(last.logits, last.boxes, batch.targets, softmax)
+def moved(learner: Learner, names: set[str]) -> set[str]:
+    """Which of these parameters have a gradient beyond rounding: a millionth of the root mean square of all."""
+    gradients: dict[str, Tensor] = {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
+    typical = torch.cat([gradient.flatten() for gradient in gradients.values()]).pow(2).mean().sqrt()
+    return {name for name in names & gradients.keys() if gradients[name].abs().max() > 1e-6 * typical}
+
+
+def reason(name: str) -> str:
+    """Why no loss can move a parameter; "" if nobody knows."""
+    return next((why for pattern, why in UNMOVED.items() if re.fullmatch(pattern, name)), "")
+
+
+def table(results: Sequence[Result]) -> Iterator[str]:
+    """Lines of a Markdown table."""
+    yield "| row | D | steps to AP50 >= .8 | AP50 | parameters | without gradient | unexplained | loss | seconds |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for r in results:
+        steps = f"{r.steps}" if r.steps is not None else f"**not in {r.taken}**"
+        strange = ", ".join(name for name, why in r.unmoved.items() if not why) or "-"
+        yield (
+            f"| {r.row} | {r.num_dims} | {steps} | {r.ap50:.3f} | {r.parameters:,} | {len(r.unmoved)} | {strange} "
+            f"| {r.first_loss:.1f} -> {r.last_loss:.1f} | {r.seconds:.0f} |"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dims", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--json", type=Path, help="append each row to this file as it is done")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW")
+    parser.add_argument("--dims", type=int, nargs="+", default=[1, 2], choices=[1, 2])
+    parser.add_argument("--max-steps", type=int, default=2000)
+    parser.add_argument("--json", type=Path, help="append each result to this file as it is done")
+    parser.add_argument("--show", type=Path, help="print the table of a file that --json wrote, and train nothing")
     options = parser.parse_args()
-    print(
-        f"{'system':28} {'D':>2} {'steps':>6} {'AP50':>6} {'loss':>16} {'parameters':>11} {'silent':>6} {'seconds':>8}"
-    )
+    if options.show:
+        lines = options.show.read_text().splitlines()
+        print("\n".join(table([Result(**json.loads(line)) for line in lines])))
+        return
+    print("\n".join(table([])), flush=True)
     for num_dims in options.dims:
-        batch = spans_batch() if num_dims == 1 else boxes_batch()
-        for name in options.systems:
-            row = learn(name, num_dims, batch, options.steps)
-            losses = f"{row.first_loss:.1f} -> {row.last_loss:.1f}"
-            print(
-                f"{name:28} {num_dims:2} {row.steps:6} {row.ap50:6.3f} {losses:>16} {row.parameters:11,} "
-                f"{len(row.silent):6} {row.seconds:8}",
-                flush=True,
-            )
+        batch = make_batch(num_dims)
+        for row in options.rows:
+            result = learn(row, batch, options.max_steps)
+            print(*list(table([result]))[2:], flush=True)
             if options.json:
                 with options.json.open("a") as file:
-                    file.write(json.dumps(asdict(row)) + "\n")
+                    file.write(json.dumps(asdict(result)) + "\n")
 
 
 if __name__ == "__main__":
