@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from detection.swin import take_any_size
 from momentdetr.errors import BadInput
 
+# Transformers whose maps all have one stride.
+_PLAIN = {"vision_transformer", "eva", "beit", "deit"}
 # How families of timm that were trained at one image size are told to take any.
 _ANY_SIZE: tuple[tuple[set[str], dict[str, Any]], ...] = (
     ({"swin_transformer"}, {"strict_img_size": False, "always_partition": True}),
-    ({"vision_transformer", "eva", "beit", "deit"}, {"dynamic_img_size": True}),
+    (_PLAIN, {"dynamic_img_size": True}),
 )
 
 
@@ -106,8 +108,8 @@ def timm_backbone(
     take_any_size(body)
     freeze_stages(body, frozen_stages)
     info: Any = body.feature_info
-    channels, strides = info.channels(), info.reduction()
-    if len(strides) > 1 and len(set(strides)) == 1:
+    channels = info.channels()
+    if timm.models.is_model_in_modules(name.split(".")[0], _PLAIN):
         return Backbone(SimplePyramid(body, channels[-1]), (channels[-1] // 2, channels[-1], channels[-1]))
     last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
     return Backbone(body, channels, norm_maps=norm_maps, channels_last=last)

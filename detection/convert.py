@@ -108,9 +108,12 @@ def convert_state(
     if system not in OFFICIAL:
         raise BadCheckpoint(f"no converter for system {system!r}; known are {', '.join(OFFICIAL)}")
     code_base = OFFICIAL[system]
-    config = describe(system, state, options)
-    if backbone is None:
-        config["backbone"] = describe_backbone(state, options, len(config["channels"]))
+    try:
+        config = describe(system, state, options)
+        if backbone is None:
+            config["backbone"] = describe_backbone(state, options, len(config["channels"]))
+    except (KeyError, StopIteration) as error:
+        raise BadCheckpoint(f"this is not a checkpoint of {system}: it lacks {error or 'its class_embed'}") from error
     model = build(config, backbone)
     names = _backbone_names(config, backbone)
     ours = to_ours(state, model.state_dict().keys(), code_base.layout(state), names)

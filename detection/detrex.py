@@ -90,9 +90,13 @@ def _renamed(name: str, state: Mapping[str, Tensor]) -> str:
         if found:
             new = found.expand(official)
             new = re.sub(r"layer(\d)-", lambda match: f"layer{int(match[1]) - 1}", new)  # res2 is layer1
-            levels = len({other.split(".")[2] for other in state if other.startswith("neck.convs.")})
-            return re.sub(r"input_proj\.\+(\d+)", lambda match: f"input_proj.{levels + int(match[1])}", new)
+            return re.sub(r"input_proj\.\+(\d+)", lambda match: f"input_proj.{_levels(state) + int(match[1])}", new)
     raise BadCheckpoint(f"no official name is known for tensor {name!r} of detrex")
+
+
+def _levels(state: Mapping[str, Tensor]) -> int:
+    """How many levels of the neck come from maps of the backbone."""
+    return len({name.split(".")[2] for name in state if name.startswith("neck.convs.")})
 
 
 def _layer_name(name: str, decoder: bool, state: Mapping[str, Tensor]) -> str:

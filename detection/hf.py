@@ -162,6 +162,7 @@ def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
         raise BadCheckpoint(f"no converter for model_type {kind!r} of transformers; known are {', '.join(SYSTEMS)}")
     names = {
         "nheads": ("decoder_attention_heads",),
+        "num_queries": ("two_stage_num_proposals",),
         "dec_n_points": ("decoder_n_points",),
         "enc_n_points": ("encoder_n_points",),
         "dropout": ("dropout",),

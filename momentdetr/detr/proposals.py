@@ -140,7 +140,8 @@ class ProposedQueries(nn.Module):
         """
         proposals = self.head(memory)
         if chosen is None:
-            chosen = self.ranking(proposals.logits).topk(self.num_queries, dim=1).indices
+            count = min(self.num_queries, proposals.logits.shape[1])  # small inputs have fewer tokens
+            chosen = self.ranking(proposals.logits).topk(count, dim=1).indices
         anchors = _take(proposals.anchors, chosen)
         supervision = self._supervision(proposals, chosen, anchors)
         anchors = anchors.detach()
@@ -149,7 +150,7 @@ class ProposedQueries(nn.Module):
             encoded = box_features(anchors.sigmoid(), self.features).flatten(-2).to(memory.tokens.dtype)
             positions, content = self.norm_boxes(self.from_boxes(encoded)).chunk(2, -1)
         if self.content is not None:
-            content = self.content.to(memory.tokens.dtype).expand(len(anchors), -1, -1)
+            content = self.content[: anchors.shape[1]].to(memory.tokens.dtype).expand(len(anchors), -1, -1)
         elif content is None:
             content = _take(proposals.tokens, chosen).detach()
         return Queries(content, positions, anchors, supervisions=(supervision,))

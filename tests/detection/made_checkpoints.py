@@ -26,7 +26,7 @@ SIZES = {
     "num_points": 2,
     "encoder_points": 3,
 }
-OPTIONS = {"nheads": 4, "dec_n_points": 2, "enc_n_points": 3, "num_select": 7}
+OPTIONS = {"nheads": 4, "num_queries": 5, "dec_n_points": 2, "enc_n_points": 3, "num_select": 7}
 
 
 def tiny_body() -> Backbone:

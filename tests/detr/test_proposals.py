@@ -114,6 +114,16 @@ def test_given_tokens_are_taken_instead_of_the_best(num_dims: int) -> None:
         torch.testing.assert_close(found.anchors[sample], said.anchors[sample, chosen[sample]])
 
 
+def test_fewer_tokens_than_queries_all_propose(num_dims: int) -> None:
+    whole, queries = make_memory(num_dims), make_queries(num_dims)
+    assert whole.references is not None
+    few = Memory(whole.tokens[:, :3], None, level_shapes=((3,) * 1,), references=whole.references[:, :3])
+    found = queries(few)
+    assert found.anchors is not None
+    assert found.anchors.shape == (2, 3, 2 * num_dims)
+    assert found.content.shape == (2, 3, WIDTH)
+
+
 def test_what_is_judged(num_dims: int) -> None:
     memory = make_memory(num_dims)
     (chosen,) = make_queries(num_dims)(memory).supervisions
