@@ -10,7 +10,7 @@ from torch import nn
 from detection.backbone import Backbone, timm_backbone
 from detection.model import ImageDetector
 from momentdetr.detr import systems, systems_hybrid
-from momentdetr.detr.assembly import Positions, Sizes, Task, focal_criterion, softmax_criterion
+from momentdetr.detr.assembly import Positions, Sizes, Task, focal_criterion, quality_criterion, softmax_criterion
 from momentdetr.detr.denoising import Denoising, PairedDenoising
 from momentdetr.detr.model import Detector
 from momentdetr.errors import BadInput
@@ -57,7 +57,8 @@ def build(config: Mapping[str, Any], backbone: Backbone | None = None) -> ImageD
     detector = ROWS[config["system"]](task, sizes, **options)
     scores = config.get("scores", "sigmoid")
     if "losses" in config:
-        criterion = softmax_criterion if scores == "softmax" else focal_criterion
+        quality_aware = quality_criterion if "loss" in config["losses"] else focal_criterion
+        criterion = softmax_criterion if scores == "softmax" else quality_aware
         detector.criterion = criterion(**config["losses"])
     if backbone is None:
         backbone = timm_backbone(**config["backbone"])

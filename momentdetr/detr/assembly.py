@@ -21,10 +21,11 @@ from momentdetr.detr.decoder import Head
 from momentdetr.detr.denoising import Denoising
 from momentdetr.detr.initialization import prior_bias, zero_last_layer
 from momentdetr.detr.layers import Points, Stack
-from momentdetr.detr.losses import Criterion, cross_entropy, focal, giou_loss, l1, quality_focal
+from momentdetr.detr.losses import Criterion, cross_entropy, focal, giou_loss, l1
 from momentdetr.detr.mlp import MLP
 from momentdetr.detr.neck import Neck
 from momentdetr.detr.positions import LearnedPositions
+from momentdetr.detr.quality_losses import iou_aware, matchability_aware, quality_focal
 from momentdetr.detr.types import LossTerm
 
 
@@ -196,9 +197,24 @@ def focal_criterion(
     return _criterion(terms, partial(focal_class_cost, alpha=cost_alpha), class_weight, eps=eps, **options)
 
 
-def quality_criterion(*, class_weight: float = 1.0) -> Criterion:
-    """Co-DINO's: quality focal loss, matching cost 2 / 5 / 2, loss weights 1 / 5 / 2."""
-    return _criterion({"class": quality_focal}, focal_class_cost, class_weight, eps=0.0)
+QUALITY_LOSSES: dict[str, LossTerm] = {
+    "quality_focal": quality_focal,
+    "iou_aware": iou_aware,
+    "matchability_aware": matchability_aware,
+}
+
+
+def quality_criterion(
+    *, loss: str = "quality_focal", class_weight: float = 1.0, eps: float = 0.0, **options: float
+) -> Criterion:
+    """Co-DINO's, matching cost 2 / 5 / 2, loss weights 1 / 5 / 2; it fits every row with sigmoid classes.
+
+    Args:
+        loss: a name of `QUALITY_LOSSES`.
+    """
+    if loss not in QUALITY_LOSSES:
+        raise ValueError(f"unknown quality-aware loss {loss!r}; known are {', '.join(QUALITY_LOSSES)}")
+    return _criterion({"class": QUALITY_LOSSES[loss]}, focal_class_cost, class_weight, eps=eps, **options)
 
 
 def _criterion(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from momentdetr.detr.boxes import at_least_float32, giou, iou, to_corners
+from momentdetr.detr.boxes import at_least_float32, giou, to_corners
 from momentdetr.detr.types import Assignment, LossTerm, Output, Predictions, Supervision, Targets
 
 Matcher = Callable[[Predictions, Targets], Assignment]
@@ -153,24 +153,6 @@ def binary(predictions: Predictions, targets: Targets, assignment: Assignment, c
     truth = one_hot_targets(predictions, targets, assignment)
     logits = at_least_float32(predictions.logits)
     return F.binary_cross_entropy_with_logits(logits, truth.to(logits.dtype), reduction="sum") / count
-
-
-def quality_focal(
-    predictions: Predictions, targets: Targets, assignment: Assignment, count: Tensor, *, beta: float = 2.0
-) -> Tensor:
-    """Quality focal loss (Li et al., 2020): a query should say its class with the IoU that its box has.
-
-    Every logit is weighted by its distance from what it should say, to the power of `beta`; summed, divided by the
-    number of targets.
-    """
-    logits = at_least_float32(predictions.logits)
-    predicted = to_corners(matched(at_least_float32(predictions.boxes.detach()), assignment))
-    overlap = iou(predicted, to_corners(matched_targets(targets.boxes, assignment)))[0]
-    quality = logits.new_zeros(logits.shape[:2])
-    quality[assignment.sample, assignment.query] = overlap.to(logits.dtype)
-    truth = one_hot_targets(predictions, targets, assignment) * quality[..., None]
-    loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    return ((truth - logits.sigmoid()).abs() ** beta * loss).sum() / count
 
 
 def l1(

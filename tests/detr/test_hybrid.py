@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from momentdetr.detr.anchors import Pyramid
 from momentdetr.detr.assembly import Sizes, Task
 from momentdetr.detr.assignment_dense import BACKGROUND, Candidates, target_corners
-from momentdetr.detr.boxes import giou, iou, to_corners
+from momentdetr.detr.boxes import giou, to_corners
 from momentdetr.detr.dense_head import AtssHead, centerness
 from momentdetr.detr.hybrid import HybridHeads, PositiveQueries
-from momentdetr.detr.losses import quality_focal
 from momentdetr.detr.model import Detector
 from momentdetr.detr.region_proposals import RegionProposals
 from momentdetr.detr.roi_head import FasterRcnn, RegionHead
 from momentdetr.detr.systems_hybrid import Heads, co_deformable_detr, co_dino
-from momentdetr.detr.types import Assignment, Predictions, Targets
+from momentdetr.detr.types import Targets
 
 CLASSES = 5
 SYSTEMS = {"co_deformable_detr": co_deformable_detr, "co_dino": co_dino}
@@ -321,22 +320,3 @@ def test_the_memory_becomes_a_pyramid_again(num_dims: int) -> None:
     assert len(pyramid.levels) == len(levels) + 1
     assert pyramid.strides == (2, 4, 8, 16)
     assert pyramid.extents.tolist() == [[16.0] * num_dims, [*[16.0] * (num_dims - 1), 12.0]]
-
-
-def test_quality_focal_equals_a_naive_loop(num_dims: int, generator: torch.Generator) -> None:
-    logits = torch.randn(1, 4, CLASSES, generator=generator, dtype=torch.float64)
-    boxes = torch.rand(1, 4, 2 * num_dims, generator=generator, dtype=torch.float64) * 0.5 + 0.25
-    targets = Targets(torch.tensor([[2, 0]]), boxes[:, :2] * 0.9 + 0.05, torch.ones(1, 2, dtype=torch.bool))
-    assignment = Assignment(torch.zeros(2).long(), torch.tensor([1, 3]), torch.tensor([0, 1]))
-    total = 0.0
-    for q in range(4):
-        for k in range(CLASSES):
-            true = 0.0
-            for query, target in ((1, 0), (3, 1)):
-                if q == query and k == targets.labels[0, target]:
-                    true = iou(to_corners(boxes[0, q]), to_corners(targets.boxes[0, target]))[0].item()
-            prob = logits[0, q, k].sigmoid().item()
-            entropy = -true * math.log(prob) - (1 - true) * math.log(1 - prob)
-            total += abs(true - prob) ** 2 * entropy
-    found = quality_focal(Predictions(logits, boxes), targets, assignment, torch.tensor(3.0))
-    assert math.isclose(found.item(), total / 3, rel_tol=1e-9)
