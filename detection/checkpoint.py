@@ -15,7 +15,7 @@ from torch import Tensor
 from detection.model import ImageDetector
 from detection.presets import build
 from momentdetr.errors import BadCheckpoint, BadInput, StoreError
-from momentdetr.strict import load_strictly
+from momentdetr.strict import load_strictly, read_document
 
 FORMAT = "momentdetr-detection/1"
 
@@ -79,13 +79,4 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         BadCheckpoint: missing, not JSON, or of another format.
     """
-    path = Path(folder) / "config.json"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BadCheckpoint(f"{folder} is not a model folder: it has no config.json") from error
-    except (OSError, ValueError) as error:
-        raise BadCheckpoint(f"{path} is not readable: {error}") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise BadCheckpoint(f'{path} is not a detector of this project: expected "format": "{FORMAT}"')
-    return document
+    return read_document(folder, FORMAT)

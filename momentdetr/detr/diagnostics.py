@@ -6,19 +6,19 @@ and assignments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from momentdetr.detr.attention import ConditionalCrossAttention, CrossAttention, Guidance
-from momentdetr.detr.boxes import inverse_sigmoid
 from momentdetr.detr.decoder import Decoder
 from momentdetr.detr.deformable import DeformableCrossAttention
+from momentdetr.detr.model import Detector, Detr
 from momentdetr.detr.types import Assignment, Memory, Output, Targets
 
 
@@ -67,6 +67,10 @@ class AttentionMaps:
     content: Tensor
     spatial: Tensor
     combined: Tensor
+
+    def on_grid(self, shape: Sequence[int]) -> AttentionMaps:
+        """The same maps as (B, H, Q, *spatial), of a memory of one level."""
+        return AttentionMaps(*(x.unflatten(-1, tuple(shape)) for x in (self.content, self.spatial, self.combined)))
 
 
 def attention_maps(glance: Glance) -> AttentionMaps:
@@ -123,9 +127,10 @@ def _scores(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
 
 
 def _softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is not None:
-        scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
-    return scores.softmax(-1)
+    if mask is None:
+        return scores.softmax(-1)
+    # A sample that is all padding is looked at nowhere, as in `attention.attend`.
+    return scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1).nan_to_num()
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,17 @@ def sampling(glance: Glance) -> Sampling:
     return Sampling(attention.locations(offsets, glance.guidance.references, glance.memory), weights)
 
 
+def match(detector: Detector, features: Sequence[Tensor], mask: Tensor, targets: Targets) -> Assignment:
+    """Who answers for what, as a detector's last layer is judged; evaluated as at inference."""
+    training = detector.training
+    try:
+        with torch.no_grad():
+            said = detector.eval()(features, mask).last
+    finally:
+        detector.train(training)
+    return detector.criterion.matcher(said, targets)
+
+
 def matched_targets_of(assignment: Assignment, batch: int, num_queries: int) -> Tensor:
     """Which target each query answers for, -1 for none: (B, Q)."""
     found = torch.full((batch, num_queries), -1, dtype=torch.long, device=assignment.query.device)
@@ -169,7 +185,7 @@ def instability(before: Assignment, after: Assignment, batch: int, num_queries: 
     """DN-DETR's IS (Li et al., 2022): queries whose target changed between two epochs, per sample -> (B,).
 
     Args:
-        before: the matching of an epoch, of the same samples in the same order.
+        before: the matching of an epoch or checkpoint, of the same samples in the same order; see `match`.
         after: the matching of a later one.
     """
     changed = matched_targets_of(before, batch, num_queries) != matched_targets_of(after, batch, num_queries)
@@ -177,19 +193,37 @@ def instability(before: Assignment, after: Assignment, batch: int, num_queries: 
 
 
 def anchor_offsets(output: Output, assignment: Assignment, targets: Targets) -> Tensor:
-    """How far each layer's reference still is from its target's centre (DN-DETR, figure 5) -> (layers, P).
+    """From the anchor that each layer starts from to the box that it should find: (layers, P, A), signed.
+
+    A is D for points and 2D for boxes. DN-DETR's figure is the mean distance of the first layer's centres.
 
     Args:
-        output: of a system with references; boxes or points.
         assignment: of the last layer.
+
+    Raises:
+        ValueError: the system has no anchors.
     """
     true = targets.boxes[assignment.sample, assignment.target]
-    num_dims = true.shape[-1] // 2
-    distances = [
-        (reference[assignment.sample, assignment.query, :num_dims] - true[:, :num_dims]).abs().sum(-1)
-        for reference in output.references
-    ]
-    return torch.stack(distances)
+    anchors = [anchor[assignment.sample, assignment.query] for anchor in _anchors(output)]
+    return torch.stack([true[:, : anchor.shape[-1]] - anchor for anchor in anchors])
+
+
+def box_offsets(output: Output) -> Tensor:
+    """From the anchor that each layer starts from to the box that it predicts: (layers, B, Q, A), signed.
+
+    Raises:
+        ValueError: the system has no anchors.
+    """
+    pairs = zip(_anchors(output), output.layers, strict=True)
+    return torch.stack([said.boxes[..., : anchor.shape[-1]] - anchor for anchor, said in pairs])
+
+
+def _anchors(output: Output) -> list[Tensor]:
+    """Each layer's, cut to the coordinates that all of them have."""
+    if not output.references:
+        raise ValueError("this system has no anchors: its queries carry positions only")
+    size = min(anchor.shape[-1] for anchor in output.references)
+    return [anchor[..., :size] for anchor in output.references]
 
 
 @dataclass(frozen=True)
@@ -207,19 +241,38 @@ class Discriminability:
     background: Tensor
 
 
-def discriminability(memory: Memory, inside: Tensor, num_thresholds: int = 50) -> Discriminability:
-    """Co-DETR's IoF-IoB curve (Zong et al., 2023, figure 2) of encoded tokens.
+INTERPOLATIONS = {1: "linear", 2: "bilinear", 3: "trilinear"}
+"""What torch calls interpolation between the cells of a grid of that many axes."""
 
-    A token's score is its norm, relative to the largest of its sample and level; the levels are judged together.
+
+def feature_scores(memory: Memory) -> Tensor:
+    """Co-DETR's score of each cell of the finest level (B, N_0): how long its feature is, compared with the longest.
+
+    The norms of a level are divided by the largest of the sample's valid ones; levels are brought to the finest grid
+    and averaged.
+    """
+    counts = [math.prod(shape) for shape in memory.level_shapes]
+    valid = torch.ones_like(memory.tokens[..., 0], dtype=torch.bool) if memory.mask is None else memory.mask
+    lengths = memory.tokens.norm(dim=-1).masked_fill(~valid, 0)
+    scores = []
+    for level, shape in zip(lengths.split(counts, 1), memory.level_shapes, strict=True):
+        level = level / level.amax(1, keepdim=True).clamp(min=torch.finfo(level.dtype).tiny)
+        mode, grid = INTERPOLATIONS[len(shape)], level.unflatten(1, shape)[:, None]
+        scores.append(F.interpolate(grid, memory.level_shapes[0], mode=mode)[:, 0].flatten(1))
+    return torch.stack(scores).mean(0)
+
+
+def discriminability(memory: Memory, targets: Targets, num_thresholds: int = 51) -> Discriminability:
+    """Co-DETR's IoF-IoB curve (Zong et al., 2023, figure 2) of encoded tokens, over all cells of a batch.
 
     Args:
-        memory: after the encoder.
-        inside: (B, N), True where a token lies in a target.
+        memory: after the encoder, with references.
+        targets: whose insides are the foreground.
     """
-    counts = [torch.Size(shape).numel() for shape in memory.level_shapes]
-    levels = memory.tokens.norm(dim=-1).split(counts, 1)
-    scores = torch.cat([level / level.amax(1, keepdim=True).clamp(min=1e-12) for level in levels], 1)
-    valid = torch.ones_like(inside) if memory.mask is None else memory.mask
+    scores = feature_scores(memory)
+    count = scores.shape[1]
+    inside = tokens_inside(memory, targets)[:, :count]
+    valid = torch.ones_like(inside) if memory.mask is None else memory.mask[:, :count]
     thresholds = torch.linspace(0, 1, num_thresholds, device=scores.device)
     above = scores[None] > thresholds[:, None, None]
     front, back = inside & valid, ~inside & valid
@@ -238,26 +291,16 @@ def tokens_inside(memory: Memory, targets: Targets) -> Tensor:
     return ((distance <= sizes / 2).all(-1) & targets.mask[:, None]).any(-1)
 
 
-def freeze_queries(trained: nn.Module, fresh: nn.Module) -> list[str]:
+def freeze_queries(trained: Detr, fresh: Detr) -> list[str]:
     """DAB-DETR's experiment on why DETR converges slowly: a fresh model with trained queries that stay as they are.
 
     Args:
-        trained: a `Detr` (or anything with `queries`) whose queries are copied.
+        trained: whose queries are copied.
         fresh: another of the same system, changed in place.
 
     Returns:
         Names of the parameters that no longer train.
     """
-    fresh.queries.load_state_dict(trained.queries.state_dict())  # type: ignore[union-attr, arg-type]
-    for parameter in fresh.queries.parameters():  # type: ignore[union-attr]
-        parameter.requires_grad_(False)
-    return [f"queries.{name}" for name, _ in fresh.queries.named_parameters()]  # type: ignore[union-attr]
-
-
-def reference_logit_steps(output: Output, eps: float = 1e-3) -> Tensor:
-    """How far each layer moved its reference, in logits: (layers - 1, B, Q, A)."""
-    return torch.stack([inverse_sigmoid(b, eps) - inverse_sigmoid(a, eps) for a, b in _pairs(output.references)])
-
-
-def _pairs(references: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    return [(F.pad(a, (0, b.shape[-1] - a.shape[-1]), value=0.5), b) for a, b in pairwise(references)]
+    fresh.queries.load_state_dict(trained.queries.state_dict())
+    fresh.queries.requires_grad_(False)
+    return [f"queries.{name}" for name, _ in fresh.queries.named_parameters()]

@@ -45,11 +45,40 @@ from momentdetr.detr.layers import (
     dense_encoder,
     dense_layers,
 )
+from momentdetr.detr.losses import Criterion
 from momentdetr.detr.mlp import ACTIVATIONS, MLP
 from momentdetr.detr.model import Detector, Detr
 from momentdetr.detr.parametrization import CenterSize
 from momentdetr.detr.proposals import ProposalHead, ProposedQueries, by_best_class, by_first_class
 from momentdetr.detr.queries import AnchorQueries, LearnedQueries, PointQueries
+
+
+def on_levels(
+    task: Task,
+    sizes: Sizes,
+    positions: Positions | None,
+    *,
+    queries: nn.Module,
+    decoder: Decoder,
+    criterion: Criterion,
+    activation: str = "relu",
+    bias: bool = True,
+    **others: nn.Module | None,
+) -> Detector:
+    """What all systems on deformable attention share: several levels, and an encoder on them.
+
+    Args:
+        positions: None: Deformable DETR's.
+        activation: of the encoder's feed-forward networks.
+        bias: of the neck's projections.
+        others: further parts of `Detr`.
+    """
+    encoder = deformable_encoder(sizes.encoder(activation=ACTIVATIONS[activation]), sizes.points_of_encoder(task))
+    return Detector(
+        neck=level_neck(task, sizes, positions or Positions(offset=-0.5), bias=bias),
+        detr=Detr(encoder=encoder, queries=queries, decoder=decoder, **others),  # type: ignore[arg-type]
+        criterion=criterion,
+    )
 
 
 def detr(
@@ -155,13 +184,8 @@ def deformable_detr(
         parametrization=CenterSize(eps),
         refinement="detached" if refine else "none",
     )
-    return Detector(
-        neck=level_neck(task, sizes, positions or Positions(offset=-0.5)),
-        detr=Detr(
-            encoder=deformable_encoder(sizes.encoder(), sizes.points_of_encoder(task)), queries=queries, decoder=decoder
-        ),
-        criterion=focal_criterion(class_weight=2.0),
-    )
+    criterion = focal_criterion(class_weight=2.0)
+    return on_levels(task, sizes, positions, queries=queries, decoder=decoder, criterion=criterion)
 
 
 def dab_detr(
@@ -227,16 +251,8 @@ def dab_deformable_detr(
         content_size=sizes.width - (denoising is not None and denoising.indicator),
         num_patterns=num_patterns,
     )
-    return Detector(
-        neck=level_neck(task, sizes, positions or Positions(offset=-0.5)),
-        detr=Detr(
-            encoder=deformable_encoder(sizes.encoder(), sizes.points_of_encoder(task)),
-            queries=queries,
-            decoder=decoder,
-            denoising=denoising,
-        ),
-        criterion=focal_criterion(class_weight=1.0, eps=1e-6),
-    )
+    criterion = focal_criterion(class_weight=1.0, eps=1e-6)
+    return on_levels(task, sizes, positions, queries=queries, decoder=decoder, criterion=criterion, denoising=denoising)
 
 
 def dn_detr(task: Task, sizes: Sizes | None = None, *, groups: int = 5, num_patterns: int = 0) -> Detector:
@@ -292,16 +308,8 @@ def dn_dino(
         judged="all",
         weight=proposal_weight,
     )
-    return Detector(
-        neck=level_neck(task, sizes, positions or Positions(offset=-0.5)),
-        detr=Detr(
-            encoder=deformable_encoder(sizes.encoder(), sizes.points_of_encoder(task)),
-            queries=queries,
-            decoder=decoder,
-            denoising=denoising,
-        ),
-        criterion=focal_criterion(class_weight=1.0, eps=1e-6),
-    )
+    criterion = focal_criterion(class_weight=1.0, eps=1e-6)
+    return on_levels(task, sizes, positions, queries=queries, decoder=decoder, criterion=criterion, denoising=denoising)
 
 
 def dino(
@@ -362,16 +370,14 @@ def dino(
         parametrization=CenterSize(1e-3),
         refinement=refinement,
     )
-    return Detector(
-        neck=level_neck(task, sizes, positions or Positions(temperature=20.0)),
-        detr=Detr(
-            encoder=deformable_encoder(
-                sizes.encoder(activation=ACTIVATIONS[activation]), sizes.points_of_encoder(task)
-            ),
-            queries=queries,
-            decoder=decoder,
-            denoising=denoising,
-            hybrid=hybrid,
-        ),
+    return on_levels(
+        task,
+        sizes,
+        positions or Positions(temperature=20.0),
+        queries=queries,
+        decoder=decoder,
         criterion=focal_criterion(class_weight=1.0, eps=1e-6),
+        activation=activation,
+        denoising=denoising,
+        hybrid=hybrid,
     )

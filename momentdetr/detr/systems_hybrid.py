@@ -29,13 +29,13 @@ from momentdetr.detr.decoder import Decoder, FixedGuide
 from momentdetr.detr.denoising import Denoising
 from momentdetr.detr.dense_head import AtssHead
 from momentdetr.detr.hybrid import HybridHeads, PositiveQueries
-from momentdetr.detr.layers import deformable_encoder, deformable_layers
-from momentdetr.detr.model import Detector, Detr
+from momentdetr.detr.layers import deformable_layers
+from momentdetr.detr.model import Detector
 from momentdetr.detr.parametrization import CenterSize
 from momentdetr.detr.proposals import ProposalHead, ProposedQueries, by_first_class
 from momentdetr.detr.region_proposals import RegionProposals
 from momentdetr.detr.roi_head import FasterRcnn, RegionHead
-from momentdetr.detr.systems import dino
+from momentdetr.detr.systems import dino, on_levels
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,15 @@ def co_deformable_detr(task: Task, sizes: Sizes | None = None, *, heads: Heads |
         )
         for _ in range(2)
     ]
-    return Detector(
-        neck=level_neck(task, sizes, Positions(offset=-0.5), bias=False),
-        detr=Detr(
-            encoder=deformable_encoder(sizes.encoder(), sizes.points(task)),
-            queries=queries,
-            decoder=decoder,
-            hybrid=hybrid_heads(task, sizes, extra, lending, stride=8),
-        ),
+    return on_levels(
+        task,
+        sizes,
+        None,
+        queries=queries,
+        decoder=decoder,
         criterion=focal_criterion(class_weight=2.0),
+        bias=False,
+        hybrid=hybrid_heads(task, sizes, extra, lending, stride=8),
     )
 
 
