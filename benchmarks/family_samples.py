@@ -1,4 +1,4 @@
-"""Eight samples of the moving-shapes world, as boxes and as spans; a small stem that makes maps of them; and their AP."""
+"""Eight samples of the moving-shapes world, as boxes and as spans; a small stem that makes maps of them; their AP."""
 
 from __future__ import annotations
 

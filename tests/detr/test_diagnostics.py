@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -7,10 +9,12 @@ from momentdetr.detr import systems
 from momentdetr.detr.diagnostics import (
     anchor_offsets,
     attention_maps,
+    box_offsets,
     discriminability,
+    feature_scores,
     freeze_queries,
     instability,
-    reference_logit_steps,
+    match,
     sampling,
     tokens_inside,
     watch,
@@ -98,28 +102,80 @@ def test_instability_counts_changed_targets_by_hand() -> None:
     assert instability(before, before, 2, 4).tolist() == [0, 0]
 
 
-def test_anchor_offsets_and_steps(num_dims: int) -> None:
+def test_matching_is_the_last_layer_s_and_leaves_the_mode_as_it_was(num_dims: int) -> None:
+    detector, maps, mask = make("dn_detr", num_dims)
+    targets = targets_of(num_dims)
+    found = match(detector, maps, mask, targets)
+    assert detector.training
+    with torch.no_grad():
+        expected = detector.criterion(detector.eval()(maps, mask), targets).assignments[""]
+    assert torch.equal(found.query, expected.query)
+    assert not match(detector, maps, mask, targets).query.requires_grad
+    assert not detector.training
+    assert instability(found, found, 2, SIZES.num_queries).tolist() == [0, 0]
+
+
+def targets_of(num_dims: int) -> Targets:
+    boxes = torch.full((2, 1, 2 * num_dims), 0.4).double()
+    return Targets(torch.zeros(2, 1, dtype=torch.long), boxes, torch.ones(2, 1).bool())
+
+
+def test_offsets_lead_from_anchors_to_targets_and_to_predictions(num_dims: int) -> None:
     detector, maps, mask = make("dab_detr", num_dims)
     output = detector(maps, mask)
-    targets = Targets(
-        torch.zeros(2, 1, dtype=torch.long), torch.full((2, 1, 2 * num_dims), 0.4).double(), torch.ones(2, 1).bool()
-    )
     assignment = Assignment(torch.tensor([0, 1]), torch.tensor([3, 0]), torch.tensor([0, 0]))
-    found = anchor_offsets(output, assignment, targets)
-    expected = (output.references[1][1, 0, :num_dims] - 0.4).abs().sum()
-    torch.testing.assert_close(found[1, 1], expected)
-    steps = reference_logit_steps(output)
-    torch.testing.assert_close(steps[0], torch.logit(output.references[1]) - torch.logit(output.references[0]))
+    found = anchor_offsets(output, assignment, targets_of(num_dims))
+    assert found.shape == (2, 2, 2 * num_dims)
+    torch.testing.assert_close(output.references[1][1, 0] + found[1, 1], torch.full((2 * num_dims,), 0.4).double())
+    moved = box_offsets(output)
+    assert moved.shape == (2, 2, SIZES.num_queries, 2 * num_dims)
+    torch.testing.assert_close(output.references[0] + moved[0], output.layers[0].boxes)
+
+
+def test_offsets_of_points_have_no_sizes(num_dims: int) -> None:
+    detector, maps, mask = make("deformable_detr", num_dims, refine=True)
+    output = detector(maps, mask)  # starts from points, goes on from boxes
+    assert [anchor.shape[-1] for anchor in output.references] == [num_dims, 2 * num_dims]
+    assert box_offsets(output).shape == (2, 2, SIZES.num_queries, num_dims)
+
+
+def test_systems_without_anchors_have_no_offsets() -> None:
+    detector, maps, mask = make("detr", 1)
+    with pytest.raises(ValueError, match="no anchors"):
+        box_offsets(detector(maps, mask))
+
+
+def test_a_sample_of_padding_is_looked_at_nowhere() -> None:
+    detector, maps, mask = make("detr", 2)
+    mask[1] = False
+    with watch(detector.eval().detr.decoder) as glances:
+        detector(maps, mask)
+    seen = attention_maps(glances[0]).on_grid(glances[0].memory.level_shapes[0])
+    assert seen.combined.shape[-2:] == (4, 3)
+    torch.testing.assert_close(seen.combined.sum((-1, -2))[0], torch.ones(2, SIZES.num_queries).double())
+    assert seen.combined[1].abs().sum() == 0
 
 
 def test_discriminability_equals_a_count_by_hand() -> None:
-    tokens = torch.tensor([[[4.0], [2.0], [1.0], [0.0], [9.0], [3.0]]])  # two levels: four cells, then two
-    memory = Memory(tokens, torch.tensor([[1, 1, 1, 0, 1, 1]]).bool(), level_shapes=((4,), (2,)))
-    inside = torch.tensor([[True, True, False, False, True, False]])
-    curve = discriminability(memory, inside, num_thresholds=3)
-    # Scores: 1, .5, .25, (padding) | 1, .33; thresholds 0, .5, 1.
-    assert curve.foreground.tolist() == pytest.approx([1.0, 2 / 3, 0.0])
-    assert curve.background.tolist() == pytest.approx([1.0, 0.0, 0.0])
+    tokens = torch.tensor([[[4.0], [2.0], [1.0], [8.0], [9.0], [3.0]]])  # two levels: four cells, then two
+    places = torch.tensor([[[0.125], [0.375], [0.625], [0.875], [0.25], [0.75]]])
+    mask = torch.tensor([[1, 1, 1, 0, 1, 1]]).bool()
+    memory = Memory(tokens, mask, level_shapes=((4,), (2,)), references=places)
+    # The fourth cell is padding. Finest level: 1, 1/2, 1/4, 0; the other, between its cells: 1, 5/6, 1/2, 1/3.
+    expected = torch.tensor([[1.0, 2 / 3, 3 / 8, 1 / 6]])
+    torch.testing.assert_close(feature_scores(memory), expected)
+    targets = Targets(torch.zeros(1, 1, dtype=torch.long), torch.tensor([[[0.25, 0.5]]]), torch.ones(1, 1).bool())
+    curve = discriminability(memory, targets, num_thresholds=5)  # 0, 1/4, 1/2, 3/4, 1; two cells inside, one outside
+    assert curve.foreground.tolist() == [1.0, 1.0, 1.0, 0.5, 0.0]
+    assert curve.background.tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
+
+
+def test_scores_live_on_the_finest_level(num_dims: int) -> None:
+    detector, maps, mask = make("dino", num_dims)
+    memory = detector.detr.encoder(detector.neck(maps, mask))
+    scores = feature_scores(memory)
+    assert scores.shape == (2, math.prod(memory.level_shapes[0]))
+    assert ((scores >= 0) & (scores <= 1)).all()
 
 
 def test_tokens_inside_a_target() -> None:
