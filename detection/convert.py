@@ -151,6 +151,9 @@ def _without_masks(state: State) -> tuple[State, list[str]]:
 def describe(system: str, state: State, options: Options) -> dict[str, Any]:
     """What `presets.build` needs, but for the backbone."""
     official = OFFICIAL[system]
+    for name, value in official.known.items():
+        if options.get(name, value) != value:
+            raise BadCheckpoint(f"the checkpoint was trained with {name}={options[name]!r}; known here is {value!r}")
     projections = sorted(name for name in state if re.fullmatch(r"input_proj\.(\d+\.0\.)?weight", name))
     head = next(name for name in ("class_embed.bias", "class_embed.0.bias") if name in state)
     top = official.top if isinstance(official.top, int) else options.get(official.top, 300)

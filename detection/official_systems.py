@@ -31,6 +31,8 @@ class Official:
         cost_alpha: whether the matcher's focal cost takes `focal_alpha` (else 0.25).
         scores: how logits become confidences.
         top: answers per image; the option that tells it, or a number.
+        offset: of the sine positions, where the options do not say.
+        known: options that change what is computed but no tensor's name, and the only value that is known here.
     """
 
     layout: Callable[[State], Layout]
@@ -43,7 +45,7 @@ class Official:
     scores: Literal["softmax", "sigmoid"] = "sigmoid"
     top: str | int = 100
     offset: float = 0.0
-    known: Mapping[str, Any] = field(default_factory=dict)
+    known: Mapping[str, Any] = field(default_factory=lambda: {"batch_norm_type": "FrozenBatchNorm2d"})
 
 
 _POSITIONS = ((r"detr\.queries\.positions", "query_embed.weight"),)
@@ -226,6 +228,15 @@ OFFICIAL: dict[str, Official] = {
         temperature=20.0,
         cost_alpha=True,
         top="num_select",
+        known={
+            "batch_norm_type": "FrozenBatchNorm2d",
+            "decoder_layer_noise": False,
+            "decoder_module_seq": ["sa", "ca", "ffn"],
+            "decoder_sa_type": "sa",
+            "matcher_type": "HungarianMatcher",
+            "no_interm_box_loss": False,
+            "use_deformable_box_attn": False,
+        },
     ),
 }
 

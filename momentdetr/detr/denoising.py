@@ -170,6 +170,8 @@ class Denoising(nn.Module):
         return labels
 
     def _move(self, boxes: Tensor, rows: Rows, draws: Draws) -> Tensor:
+        if self.box_noise == 0:
+            return boxes
         sizes = boxes.chunk(2, -1)[1]
         if draws.signs is None:
             reach = torch.cat([sizes / 2, sizes], -1)

@@ -19,6 +19,7 @@ SWIN_NAME = "swin_tiny_patch4_window7_224"
         ("convnext_atto", (80, 160, 320), (8, 16, 32), {}),
         (SWIN_NAME, (16, 32, 64), (8, 16, 32), {**SWIN, "norm_maps": True}),
         ("vit_tiny_patch16_224", (96, 192, 192), (8, 16, 32), {"depth": 3}),
+        ("vit_small_patch16_dinov3", (192, 384, 384), (8, 16, 32), {"depth": 3}),
     ],
 )
 def test_maps_have_the_channels_and_strides_that_they_should(

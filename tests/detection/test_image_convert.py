@@ -151,6 +151,12 @@ def test_options_become_losses_noise_and_answers() -> None:
     assert model.top == 7
 
 
+def test_what_no_row_computes_is_refused_by_name() -> None:
+    _, _, state = made("dino")
+    with pytest.raises(BadCheckpoint, match="decoder_sa_type='ca_label'"):
+        converted(state, decoder_sa_type="ca_label")
+
+
 def test_names_of_classes_come_with_the_checkpoint() -> None:
     assert len(COCO) == 80
     assert class_names(91)[1] == class_names(80)[0] == "person"

@@ -102,7 +102,11 @@ def draws_of(recorded: Mapping[str, Tensor], case: str, dtype: torch.dtype) -> D
     drawn = [recorded[name] for name in sorted(recorded) if name.startswith(f"train_{case}.rng.")]
     if not drawn:
         return None
-    flip, labels, *signs, boxes = drawn
+    # Told by type and shape, because nothing is drawn for noise that is switched off.
+    labels = next((found for found in drawn if not found.is_floating_point()), torch.zeros(0, dtype=torch.long))
+    flip = next((found for found in drawn if found.is_floating_point() and found.dim() == 1), None)
+    *signs, boxes = [found for found in drawn if found.dim() == 2] or [torch.zeros(len(drawn[0]), 4)]
+    flip = torch.ones(len(boxes)) if flip is None else flip
     return Draws(flip, labels.long(), boxes.to(dtype), (signs[0] * 2 - 1).to(dtype) if signs else None)
 
 
