@@ -102,8 +102,8 @@ class ProposedQueries(nn.Module):
         head: tokens -> proposals.
         ranking: how proposals are ranked.
         selection: "mixed", "pure" or "features".
-        positions: whether "mixed" queries have positions made from the proposed boxes as "pure" ones have
-            (Co-Deformable-DETR), or leave them to the decoder (DINO); None: "pure" only.
+        positions: whether "mixed" queries or "features" have positions made from the proposed boxes as "pure" ones
+            have (Co-Deformable-DETR), or leave them to the decoder (DINO); None: "pure" only.
         judged: "all" tokens against class-agnostic targets (Deformable DETR), or the "chosen" ones against real
             targets (DINO).
         weight: of the proposals' losses.
@@ -124,7 +124,7 @@ class ProposedQueries(nn.Module):
     ) -> None:
         super().__init__()
         self.num_queries, self.head, self.ranking = num_queries, head, ranking
-        self.judged, self.weight = judged, weight
+        self.judged, self.weight, self.selection = judged, weight, selection
         self.features = width // num_dims
         self.content = nn.Parameter(torch.randn(num_queries, width)) if selection == "mixed" else None
         positions = selection == "pure" if positions is None else positions
@@ -151,7 +151,7 @@ class ProposedQueries(nn.Module):
             positions, content = self.norm_boxes(self.from_boxes(encoded)).chunk(2, -1)
         if self.content is not None:
             content = self.content[: anchors.shape[1]].to(memory.tokens.dtype).expand(len(anchors), -1, -1)
-        elif content is None:
+        elif content is None or self.selection == "features":
             content = _take(proposals.tokens, chosen).detach()
         return Queries(content, positions, anchors, supervisions=(supervision,))
 

@@ -134,3 +134,12 @@ def test_what_is_judged(num_dims: int) -> None:
     assert everything.predictions.boxes.shape == (2, memory.tokens.shape[1], 2 * num_dims)
     assert everything.class_agnostic
     assert everything.weight == 0.5
+
+
+def test_features_stay_the_content_where_positions_are_made_too(num_dims: int) -> None:
+    memory, queries = make_memory(num_dims), make_queries(num_dims, selection="features", positions=True)
+    found = queries(memory)
+    plain = make_queries(num_dims, selection="features")
+    plain.head.load_state_dict(queries.head.state_dict())
+    torch.testing.assert_close(found.content, plain(memory).content)
+    assert found.positions is not None
