@@ -96,6 +96,25 @@ def _shuffle(generator: torch.Generator | None) -> Shuffle:
     return lambda count: torch.randperm(count, generator=generator, device=device)
 
 
+def refuse_not_finite(name: str, values: Sequence[Tensor]) -> None:
+    """Stop at NaN or infinity before it spreads.
+
+    Args:
+        name: what the values are, for the message.
+        values: (B, ...) each.
+
+    Raises:
+        ValueError: names the first sample that holds one.
+    """
+    broken = ~torch.stack([part.isfinite().flatten(1).all(1) for part in values]).all(0)  # (B,)
+    if broken.any():
+        sample = int(broken.nonzero()[0])
+        raise ValueError(
+            f"the {name} of sample {sample} are not finite: they hold NaN or infinity; look at this sample's input, "
+            "or at the step before for divergence"
+        )
+
+
 class Detector(nn.Module):
     """Feature maps -> Output: a neck, a `Detr`, and what it is judged by.
 
@@ -120,7 +139,14 @@ class Detector(nn.Module):
         shuffle: Shuffle | None = None,
         proposals: Tensor | None = None,
     ) -> Output:
-        """Feature maps (B, channels, *spatial), finest first, and the input's mask (B, *spatial), True where real."""
+        """Feature maps (B, channels, *spatial), finest first, and the input's mask (B, *spatial), True where real.
+
+        Raises:
+            ValueError: features or targets are not finite; the message names the sample.
+        """
+        refuse_not_finite("features", features[-self.neck.num_maps :])
+        if targets is not None:
+            refuse_not_finite("target boxes", [targets.boxes.masked_fill(~targets.mask[..., None], 0)])
         memory = self.neck(features, mask)
         return self.detr(memory, targets, draws=draws, generator=generator, shuffle=shuffle, proposals=proposals)
 

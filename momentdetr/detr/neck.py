@@ -40,7 +40,8 @@ def cell_centers(shape: Sequence[int], ratios: Tensor) -> Tensor:
     """Centre of each cell as a fraction of the valid part: (B, prod(shape), D), natural order."""
     axes = [(torch.arange(size, dtype=ratios.dtype, device=ratios.device) + 0.5) / size for size in shape]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1).flatten(0, -2)  # (S, D)
-    return grid[None] / ratios[:, None]
+    # A sample that is all padding has no valid part; its cells, which nothing looks at, keep finite places.
+    return grid[None] / ratios.masked_fill(ratios == 0, 1)[:, None]
 
 
 class Neck(nn.Module):
@@ -133,5 +134,5 @@ class Neck(nn.Module):
             level_shapes=shapes,
             valid_ratios=ratios,
             references=torch.cat(centers, 1),
-            extents=valid_ratios(mask) * torch.tensor(mask.shape[1:], device=mask.device).flip(0),
+            extents=(valid_ratios(mask) * torch.tensor(mask.shape[1:], device=mask.device).flip(0)).clamp(min=1),
         )
