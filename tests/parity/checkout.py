@@ -31,7 +31,7 @@ from torch import Tensor, nn
 OWN = ("main", "engine", "models", "util", "datasets", "config", "tools")
 """Top-level names of the official repositories, which other packages have too."""
 
-ABSENT = ("pycocotools", "panopticapi", "MultiScaleDeformableAttention", "addict", "yapf", "submitit")
+ABSENT = ("pycocotools", "panopticapi", "MultiScaleDeformableAttention", "yapf", "submitit")
 """What official code imports and recording does not use."""
 
 SHIMS = (

@@ -1,11 +1,12 @@
 """Write a folder of goldens from an official checkout: `python tests/parity/record.py OFFICIAL_CHECKOUT OUT`.
 
-    python tests/parity/record.py ../Deformable-DETR /tmp/goldens/deformable --set with_box_refine=true two_stage=true
-    python tests/parity/record.py ../DINO /tmp/goldens/dino --config-file config/DINO/DINO_4scale.py
-    pytest tests/parity --goldens /tmp/goldens
+    python tests/parity/record.py ../Deformable-DETR goldens/deformable --set with_box_refine=true two_stage=true
+    python tests/parity/record.py ../DINO goldens/dino --config-file config/DINO/DINO_4scale.py
+    pytest tests/parity --goldens goldens
 
 OFFICIAL_CHECKOUT is a clone of DETR, Conditional DETR, Deformable DETR, DAB-DETR, DN-DETR or DINO; its code is run as
-it is, on CPU, with the stand-ins that `checkout.py` lists. README.md tells what is compared.
+it is, on CPU, with the stand-ins that `checkout.py` lists (DINO's configuration files need `pip install addict`).
+README.md tells what is compared.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # a script sees its own folder; `parity` lies one above
+    # A script sees its own folder; `parity` lies one above, the packages two.
+    tests = Path(__file__).resolve().parents[1]
+    sys.path[:1] = [str(tests), str(tests.parent)]
     from parity.recording import main
 
     main()
