@@ -76,9 +76,9 @@ def _convert_folder(folder: Path, system: str | None, options: Options) -> Conve
     """A folder of transformers."""
     state, config = hf.read_folder(folder)
     system = system or hf.SYSTEMS.get(config.get("model_type", ""))
-    converted = convert_state(hf.to_official(state), {**hf.options_of(config), **options}, system=system)
+    converted = convert_state(state, {**hf.options_of(config), **options}, system=system)
     labels = hf.labels_of(config, converted.config["num_classes"])
-    return replace(converted, labels=labels, about={"source": folder.name, **converted.about, "layout": "transformers"})
+    return replace(converted, labels=labels, about={"source": folder.name, **converted.about})
 
 
 def convert_state(
@@ -87,7 +87,7 @@ def convert_state(
     """Convert an official state dict.
 
     Args:
-        state: official names, or detrex's, -> tensors.
+        state: official names, or those of detrex or transformers, -> tensors.
         options: what it was trained with, official names; what is missing takes the published value.
         system: name of the system; None: told from the names.
         backbone: giving the maps that the system uses, with torchvision's or timm's names; None: told from the names.
@@ -97,12 +97,12 @@ def convert_state(
     """
     if convert_co_detr.is_co_detr(state):
         return _convert_co_detr(state, options, backbone)
-    if detrex.is_detrex(state):
-        official = detrex.to_official(state)
-        converted = convert_state(
-            official, {**detrex.options_of(official), **options}, system=system, backbone=backbone
-        )
-        return replace(converted, about={**converted.about, "layout": "detrex"})
+    for layout, module in (("detrex", detrex), ("transformers", hf)):
+        if module.has_its_names(state):
+            official = module.to_official(state)
+            given = {**module.differences(official), **options}
+            converted = convert_state(official, given, system=system, backbone=backbone)
+            return replace(converted, about={**converted.about, "layout": layout})
     state, left_out = _without_masks(state)
     system = system or system_of(state)
     if system not in OFFICIAL:

@@ -59,7 +59,7 @@ _LAYER = (
 _UNUSED = r"criterion\.empty_weight"
 
 
-def is_detrex(state: Mapping[str, Tensor]) -> bool:
+def has_its_names(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict has the names of detrex."""
     return any(name.startswith(_ENCODER_LAYER) for name in state)
 
@@ -134,7 +134,7 @@ def _with_own_proposal_head(official: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def options_of(official: Mapping[str, Tensor]) -> dict[str, Any]:
+def differences(official: Mapping[str, Tensor]) -> dict[str, Any]:
     """What detrex does in another way than the official code, in official words.
 
     Args:

@@ -73,7 +73,7 @@ _LAYER = (
 )
 
 
-def is_hf(state: Mapping[str, Tensor]) -> bool:
+def has_its_names(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict has the names of transformers."""
     return any(name.startswith("model.encoder.layers.0.") for name in state)
 
@@ -178,9 +178,12 @@ def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
         "pe_temperatureH": ("temperature_height",),
         "pe_temperatureW": ("temperature_width",),
     }
-    options = {ours: config[theirs] for ours, (theirs,) in names.items() if config.get(theirs) is not None}
-    # Their inverse sigmoid has one epsilon for all systems.
-    return {**options, "inverse_sigmoid_eps": 1e-5}
+    return {ours: config[theirs] for ours, (theirs,) in names.items() if config.get(theirs) is not None}
+
+
+def differences(official: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What transformers does in another way than the official code, in official words, for any system."""
+    return {"inverse_sigmoid_eps": 1e-5}
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

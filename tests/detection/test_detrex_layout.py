@@ -103,7 +103,7 @@ def made(kind: str) -> tuple[str, object, dict[str, Tensor]]:
 @pytest.mark.parametrize("kind", MADE)
 def test_a_checkpoint_gives_the_answers_that_its_weights_gave(kind: str) -> None:
     system, model, state = made(kind)
-    assert detrex.is_detrex(state)
+    assert detrex.has_its_names(state)
     conversion = convert_state(state, OPTIONS, backbone=tiny_body())
     assert conversion.system == system
     assert conversion.about["layout"] == "detrex"
@@ -137,4 +137,4 @@ def test_what_the_criterion_registers_is_not_the_detectors() -> None:
 
 
 def test_official_checkpoints_are_not_taken_for_detrex() -> None:
-    assert not detrex.is_detrex(make("detr")[1])
+    assert not detrex.has_its_names(make("detr")[1])

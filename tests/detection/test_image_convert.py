@@ -189,6 +189,21 @@ def test_a_file_becomes_a_folder_that_loads(tmp_path: Path) -> None:
     assert convert(path).config["losses"]["background"] == 0.2
 
 
+def test_the_command_line_takes_a_system_and_options(tmp_path: Path) -> None:
+    _, path = written(tmp_path)
+    given = tmp_path / "options.json"
+    given.write_text('{"eos_coef": 0.3}')
+    arguments = ["convert", str(path), str(tmp_path / "out"), "--system", "detr", "--config", str(given)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    document = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert document["model"]["losses"]["background"] == 0.3  # counts more than what the file holds
+    given.write_text("eos_coef: 0.3")
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, BadInput)
+    assert "not a JSON file" in str(result.exception)
+
+
 def test_a_wrong_system_is_refused(tmp_path: Path) -> None:
     _, path = written(tmp_path)
     with pytest.raises(BadCheckpoint):

@@ -69,7 +69,7 @@ def tiny_body() -> Backbone:
 
 def ours(model: Any) -> tuple[Conversion, ImageDetector]:
     options = hf.options_of(model.config.to_dict())
-    conversion = convert_state(hf.to_official(model.state_dict()), options, backbone=tiny_body())
+    conversion = convert_state(model.state_dict(), options, backbone=tiny_body())
     return conversion, conversion.model(tiny_body())
 
 
@@ -93,7 +93,7 @@ def make_targets() -> tuple[Targets, list[dict[str, Tensor]]]:
 def test_answers_are_those_of_transformers(kind: str) -> None:
     model = make(kind)
     conversion, found = ours(model)
-    assert conversion.system == kind.split(",")[0]
+    assert (conversion.system, conversion.about["layout"]) == (kind.split(",")[0], "transformers")
     images, mask = make_images()
     with torch.no_grad():
         # They give earlier layers' answers only beside losses.
@@ -127,7 +127,7 @@ def test_a_folder_is_read_with_its_names_of_classes(tmp_path: Path) -> None:
     model = make("detr")
     model.save_pretrained(tmp_path)
     state, config = hf.read_folder(tmp_path)
-    assert hf.is_hf(state)
+    assert hf.has_its_names(state)
     assert set(hf.to_official(state)) == set(hf.to_official(model.state_dict()))
     assert config["model_type"] == "detr"
     named = {**config, "id2label": {"0": "N/A", "1": "cat"}}
