@@ -86,7 +86,7 @@ def draw_attention(spans: Batch, boxes: Batch, steps: int) -> Figure:
             frame(place[0], boxes, said.boxes[0, query])
             place[0].set_ylabel(f"{name}\n{part}", fontsize=7)
             for head, picture in enumerate(getattr(seen, part)[0, :, query]):
-                place[1 + head].imshow(picture)
+                place[1 + head].imshow(picture.detach())
                 place[1 + head].set(xticks=[], yticks=[])
     return figure
 
