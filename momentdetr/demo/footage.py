@@ -37,8 +37,8 @@ class Footage:
 def shoot(scene: Scene, image_size: int) -> Frames:
     """Draw the frame of each clip, and pass it through JPEG.
 
-    Frames that were written as H.264 and read again by `features.video` differ from these by no more than the grain of
-    another codec, and take ten times as long to make.
+    Frames that were written as H.264 and read again by `features.video` differ from these only by the grain of another
+    codec, and take several times as long to make.
 
     Returns:
         (T, image_size, image_size, 3) uint8.

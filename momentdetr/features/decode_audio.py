@@ -11,7 +11,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from momentdetr.features.video_source import Source
+from momentdetr.features.video_source import Source, decoded
 
 Samples = NDArray[np.float32]  # (channels, n)
 
@@ -67,13 +67,7 @@ def _pieces(container: Any, stream: Any, source: Source, rate: int, channels: in
     with container:
         for packet in container.demux(stream):
             source.progress()
-            try:
-                frames = packet.decode()
-            except MemoryError:
-                raise
-            except (av.error.FFmpegError, EOFError):
-                continue
-            for frame in frames:
+            for frame in decoded(packet) or ():
                 if frame.pts is None:
                     continue
                 for piece in resampler.resample(frame):

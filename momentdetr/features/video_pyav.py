@@ -9,7 +9,7 @@ from typing import Any
 import av
 
 from momentdetr.features.video_keyframes import heals
-from momentdetr.features.video_source import Source
+from momentdetr.features.video_source import Source, decoded
 from momentdetr.features.video_timeline import Timeline
 
 _NEVER = 1 << 62
@@ -127,16 +127,10 @@ class CheckedFrames:
                     if self._trusted_from == _NEVER and packet.is_keyframe and heal(packet):
                         self._trusted_from = tick
                     self._sent[tick] = tick >= self._trusted_from
-                try:
-                    frames = [] if packet.is_corrupt else packet.decode()
-                    failed = packet.is_corrupt
-                except MemoryError:
-                    raise
-                except (av.error.FFmpegError, EOFError):
-                    frames, failed = [], True
-                if failed:
+                frames = None if packet.is_corrupt else decoded(packet)
+                if frames is None:
                     self._damage(tick)
-                for frame in frames:
+                for frame in frames or ():
                     shown = self._shown(frame, latest)
                     if self._accept(shown, frame) and shown >= max(0, latest):
                         latest = shown

@@ -137,6 +137,17 @@ class Facts:
     average_rate: Fraction | None
 
 
+def decoded(packet: Any) -> list[Any] | None:
+    """A packet's frames (av.VideoFrame or av.AudioFrame); None if it does not decode. Full memory is no damage."""
+    try:
+        frames: list[Any] = packet.decode()
+    except MemoryError:
+        raise
+    except (av.error.FFmpegError, EOFError):
+        return None
+    return frames
+
+
 def read_facts(source: Source) -> Facts:
     """Decode the first frame that decodes.
 
@@ -149,11 +160,8 @@ def read_facts(source: Source) -> Facts:
         codec = stream.codec_context.codec.canonical_name
         for packet in container.demux(stream):
             source.progress()
-            try:
-                frames = packet.decode()
-            except MemoryError:
-                raise
-            except (av.error.FFmpegError, EOFError):
+            frames = decoded(packet)
+            if frames is None:
                 failed += 1
                 continue
             good = [frame for frame in frames if not frame.is_corrupt]

@@ -56,7 +56,10 @@ def convert(path: str | Path) -> Conversion:
     state = content.get("model", content)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BadCheckpoint(f"{path} has no state dict under 'model'; its keys are {sorted(map(str, content))[:8]}")
-    converted = convert_state(state, plain_options(content))
+    try:
+        converted = convert_state(state, plain_options(content))
+    except BadCheckpoint as error:
+        raise BadCheckpoint(f"{path}: {error}") from error
     return replace(converted, about={"source": path.name, **converted.about})
 
 

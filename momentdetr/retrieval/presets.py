@@ -56,6 +56,8 @@ def moment_detr(
         alignment_size: size of the space of the contrastive alignment; 0: none.
         temperature: of the alignment.
     """
+    if weights.indicator:
+        raise ValueError("weights.indicator is for qd_detr; Moment-DETR has no clip indicator")
     video, text = projections(sizes)
     parametrization = BoundaryLogits() if boundary_clips else CenterSize(eps=1e-3)
     align = ContrastiveAlignment(sizes.width, alignment_size, temperature) if alignment_size else None

@@ -115,12 +115,7 @@ def _from_folder(name: str, folder: Path) -> _Parts:
 
 def _from_file(name: str, path: Path, encoder: Path | None) -> _Parts:
     """A checkpoint in its author's own format, converted while it is loaded."""
-    try:
-        converted = convert(path)
-    except BadCheckpoint as error:
-        if str(path) in str(error):
-            raise
-        raise BadCheckpoint(f"{path}: {error}") from error
+    converted = convert(path)
     return _Parts(name, path, converted.model(), converted.spec, converted.about, encoder)
 
 

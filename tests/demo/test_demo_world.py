@@ -9,12 +9,14 @@ import pytest
 
 from momentdetr.datasets.qvhighlights import read_qvhighlights
 from momentdetr.demo.drawing import box_of, draw_frame, paint_background
+from momentdetr.demo.footage import shoot
 from momentdetr.demo.language import COLOUR_WORDS, MOTION_WORDS, SHAPE_WORDS
 from momentdetr.demo.planning import MAX_CLIPS, MIN_CLIPS, QUERIES_PER_VIDEO, SHORT, ask_more
 from momentdetr.demo.scene import CLIP_LENGTH_S, FRAMES_PER_CLIP, Description, Event, Pose, Scene
 from momentdetr.demo.truth import coco_document, frame_boxes, moment_rows
 from momentdetr.demo.vocabulary import COLOURS, HELD_OUT, MOTIONS, POSSIBLE, SHAPES, TRAINABLE
 from momentdetr.demo.world import draw, make_video, write_dataset
+from momentdetr.features.pictures import fit
 
 SCENES = [make_video(11, index) for index in range(60)]
 TRAINING = [make_video(11, index, "train") for index in range(60)]
@@ -205,3 +207,6 @@ def test_a_data_set_is_written_and_decodes_to_what_was_drawn(tmp_path: Path) -> 
         assert decoded.shape == drawn.shape
         # A clip that is off by one would differ by a whole shape somewhere; H.264 alone stays close.
         assert np.abs(decoded.astype(int) - drawn).mean((1, 2, 3)).max() < 3
+        # So do the frames that the models learn from, which no codec of videos has seen.
+        seen = np.stack([fit(frame, 96) for frame in decoded])
+        assert np.abs(seen.astype(int) - shoot(scene, 96)).mean((1, 2, 3)).max() < 3

@@ -188,3 +188,10 @@ def test_a_missing_file_and_a_truncated_one(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(BadCheckpoint, match=r"cut\.ckpt"):
         convert(path)
+
+
+def test_a_file_of_another_system_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "other.ckpt"
+    torch.save({"model": {"some.weight": torch.zeros(2)}}, path)
+    with pytest.raises(BadCheckpoint, match=r"other\.ckpt: this is not a checkpoint of Moment-DETR's family"):
+        convert(path)

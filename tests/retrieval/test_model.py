@@ -12,6 +12,7 @@ from momentdetr.detr.types import Targets
 from momentdetr.errors import BadInput
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.presets import build
+from momentdetr.retrieval.saliency import indicator_loss, saliency_inside
 from momentdetr.retrieval.types import MomentTargets, VideoText
 
 Make = Callable[..., MomentRetriever]
@@ -55,6 +56,32 @@ def test_a_context_sees_neighbours_and_no_padding(preset: str, context: int, mak
             torch.testing.assert_close(projected[sample, t], expected)
     batched, alone = model.predict(inputs), model.predict(one(inputs, 1, trimmed=True))
     torch.testing.assert_close(batched.scores[1], alone.scores[0], atol=1e-5, rtol=0)
+
+
+def test_an_indicator_judges_what_was_found_and_nothing_else(make: Make, inputs: VideoText) -> None:
+    plain, judging = make("qd_detr"), make("qd_detr", weights={"indicator": 2.0})
+    judging.load_state_dict(plain.state_dict())
+    before, after = plain.predict(inputs), judging.predict(inputs)
+    assert (before.saliency_is_logit, after.saliency_is_logit) == (False, True)
+    torch.testing.assert_close(after.spans, before.spans)
+    torch.testing.assert_close(after.saliency, before.saliency)
+    inside = saliency_inside(before.saliency, before.spans, inputs.video_mask)
+    torch.testing.assert_close(after.scores, before.scores * inside.sigmoid())
+    alone = judging.predict(one(inputs, 1, trimmed=True))
+    torch.testing.assert_close(after.scores[1], alone.scores[0], atol=1e-5, rtol=0)
+
+
+def test_an_indicator_learns_which_clips_are_inside(make: Make, inputs: VideoText, targets: MomentTargets) -> None:
+    model = make("qd_detr", weights={"indicator": 2.0}).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3)
+    for _ in range(120):
+        losses = model.loss(inputs, targets)
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+    assert losses.terms["indicator"] < 0.15  # half of it all would be 0.69
+    saliency = model.eval().predict(inputs).saliency
+    assert indicator_loss(saliency, targets.spans, inputs.video_mask) < 0.15
 
 
 def test_official_batch_faults_do_depend_on_the_batch(make: Make, inputs: VideoText) -> None:
@@ -181,6 +208,11 @@ def test_the_foreign_query_is_the_next_sample_s(make: Make, inputs: VideoText) -
         ({"preset": "qd_detr", "sizes": {"width": 16}}, "incomplete"),
         ({"preset": "qd_detr", "sizes": {"video_dim": 4, "text_dim": 4, "width": 18, "num_heads": 2}}, "18"),
         ({"preset": "qd_detr", "sizes": {"video_dim": 4, "text_dim": 4}, "pre_norm": True}, "pre_norm"),
+        (
+            {"preset": "moment_detr", "sizes": {"video_dim": 4, "text_dim": 4}, "weights": {"indicator": 1.0}},
+            "no clip indicator",
+        ),
+        ({"preset": "qd_detr", "sizes": {"video_dim": 4, "text_dim": 4}, "presence": {"slope": 1}}, "'slope'"),
     ],
 )
 def test_wrong_configurations_are_explained(config: dict, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,9 @@ from known_answers import SPEC, FixedModel, KnownEncoder, KnownModel, video
 from momentdetr.errors import BadCheckpoint, BadInput
 from momentdetr.features.spec import Stream
 from momentdetr.retrieval.inputs import collate
+from momentdetr.retrieval.model import MomentPredictions
 from momentdetr.retrieval.presets import build
+from momentdetr.retrieval.types import VideoText
 from momentdetr.search.retriever import BATCH_SIZE, Retriever
 
 QUERIES = ["a red circle", "a blue square", "a dragon"]
@@ -161,6 +164,18 @@ def test_the_best_moments_are_kept() -> None:
     model = FixedModel([0.1, 0.9, 0.5], [(0.0, 0.2), (0.3, 0.5), (0.6, 0.8)])
     answer = retriever(model).search(video(10), "a dragon", top_k=2)[0]
     assert [m.score for m in answer.moments] == pytest.approx([0.9, 0.5])
+
+
+def test_saliency_that_is_a_logit_is_shown_as_a_probability() -> None:
+    class Judging(FixedModel):
+        def predict(self, batch: VideoText) -> MomentPredictions:
+            return replace(super().predict(batch), saliency_is_logit=True)
+
+    shown = retriever(Judging([0.5], [(0.1, 0.2)])).search(video(10), "a dragon")[0]
+    assert shown.saliency == pytest.approx([1 / (1 + math.exp(-0.25))] * 10)
+    assert shown.saliency_is_probability
+    raw = retriever(FixedModel([0.5], [(0.1, 0.2)])).search(video(10), "a dragon")[0]
+    assert raw.saliency == pytest.approx([0.25] * 10)
 
 
 def test_absent_is_that_of_the_likeliest_window() -> None:

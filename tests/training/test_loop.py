@@ -180,9 +180,6 @@ def test_stops_after_too_many_skipped_steps_in_a_row(tmp_path):
 def test_gradients_are_clipped_to_the_norm(tmp_path):
     seen = []
 
-    class Watched(torch.optim.AdamW):
-        pass
-
     model = make_model()
     original = torch.optim.AdamW.step
 

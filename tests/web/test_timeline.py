@@ -11,8 +11,6 @@ from momentdetr.retrieval.types import Moment
 from momentdetr.search.results import QueryResult, SearchResult
 from momentdetr.web.timeline import COLOURS, clock, moment_list, timeline
 
-VOID = {"path", "i"}
-
 
 class _Tree(HTMLParser):
     """Collects elements and checks that every tag is closed in order."""
