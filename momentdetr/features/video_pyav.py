@@ -37,6 +37,8 @@ def table_frames(source: Source, timeline: Timeline, wanted: Iterable[int]) -> I
     queue = deque(wanted)
     container, stream = source.open()
     stream.thread_type = "AUTO"
+    # With frame threads FFmpeg now and then returns a repaired frame without its mark; this makes it an error instead.
+    stream.codec_context.options = {"err_detect": "explode"}
     with container:
         position = 0  # everything before this tick has been read or can be left out
         while queue:
