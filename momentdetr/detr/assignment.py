@@ -26,11 +26,13 @@ def softmax_class_cost(logits: Tensor, boxes: Tensor, labels: Tensor, target_box
     return -logits.softmax(-1)[:, labels]
 
 
-def focal_class_cost(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Tensor:
-    """Focal loss of saying the class minus that of denying it, alpha 0.25, gamma 2 (Deformable DETR and later)."""
+def focal_class_cost(
+    logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor, alpha: float = 0.25
+) -> Tensor:
+    """Focal loss of saying the class minus that of denying it, gamma 2 (Deformable DETR and later)."""
     prob = logits.sigmoid()[:, labels]
-    deny = 0.75 * prob**2 * -(1 - prob + 1e-8).log()
-    say = 0.25 * (1 - prob) ** 2 * -(prob + 1e-8).log()
+    deny = (1 - alpha) * prob**2 * -(1 - prob + 1e-8).log()
+    say = alpha * (1 - prob) ** 2 * -(prob + 1e-8).log()
     return say - deny
 
 
@@ -39,9 +41,9 @@ def l1_cost(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor)
     return torch.cdist(boxes, target_boxes, p=1)
 
 
-def giou_cost(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Tensor:
-    """Minus the generalised IoU."""
-    return -giou(to_corners(boxes)[:, None], to_corners(target_boxes)[None])
+def giou_cost(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor, eps: float = 0.0) -> Tensor:
+    """Minus the generalised IoU; `eps` as in `boxes.iou`."""
+    return -giou(to_corners(boxes)[:, None], to_corners(target_boxes)[None], eps)
 
 
 class HungarianMatcher:

@@ -48,7 +48,7 @@ def iou(first: Tensor, second: Tensor, eps: float = 0.0) -> tuple[Tensor, Tensor
     lower_b, upper_b = second.chunk(2, -1)
     overlap = (torch.minimum(upper_a, upper_b) - torch.maximum(lower_a, lower_b)).clamp(min=0).prod(-1)
     union = volume(first) + volume(second) - overlap
-    return overlap / (union + eps).clamp(min=torch.finfo(union.dtype).tiny), union
+    return overlap / _divisor(union + eps), union
 
 
 def giou(first: Tensor, second: Tensor, eps: float = 0.0) -> Tensor:
@@ -66,7 +66,12 @@ def giou(first: Tensor, second: Tensor, eps: float = 0.0) -> Tensor:
     lower_a, upper_a = first.chunk(2, -1)
     lower_b, upper_b = second.chunk(2, -1)
     hull = (torch.maximum(upper_a, upper_b) - torch.minimum(lower_a, lower_b)).clamp(min=0).prod(-1)
-    return overlap - (hull - union) / (hull + eps).clamp(min=torch.finfo(hull.dtype).tiny)
+    return overlap - (hull - union) / _divisor(hull + eps)
+
+
+def _divisor(whole: Tensor) -> Tensor:
+    """1 instead of nothing, so that nothing of nothing is 0 and its gradient finite, also of a box flat on one side."""
+    return whole.masked_fill(whole == 0, 1).clamp(min=torch.finfo(whole.dtype).tiny)
 
 
 def inverse_sigmoid(values: Tensor, eps: float) -> Tensor:

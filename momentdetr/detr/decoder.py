@@ -52,7 +52,9 @@ class DecoderLayer(nn.Module):
 class FixedGuide(nn.Module):
     """DETR's: the queries' own positions, the same for every layer."""
 
-    def forward(self, content: Tensor, references: Tensor | None, queries: Queries, layer: int) -> Guidance:
+    def forward(
+        self, content: Tensor, references: Tensor | None, queries: Queries, memory: Memory, layer: int
+    ) -> Guidance:
         assert queries.positions is not None
         return Guidance(positions=queries.positions, references=references, mask=queries.mask)
 
@@ -72,6 +74,9 @@ class AnchorGuide(nn.Module):
         attends_with: "center" (the papers), or "box": the whole encoding, with half the features per coordinate
             (QD-DETR and its descendants, D = 1).
         min_size: sizes are kept above it where they divide.
+        conditional: the attention is conditioned on the sine encoding; False for deformable attention, which looks
+            around the reference anyway.
+        scales_positions: content scales the query positions from the second layer on (DAB-Deformable-DETR).
     """
 
     def __init__(
@@ -83,6 +88,8 @@ class AnchorGuide(nn.Module):
         modulated: bool = True,
         attends_with: Literal["center", "box"] = "center",
         min_size: float = 1e-6,
+        conditional: bool = True,
+        scales_positions: bool = False,
     ) -> None:
         super().__init__()
         coordinates = num_dims if attends_with == "center" else 2 * num_dims
@@ -91,25 +98,35 @@ class AnchorGuide(nn.Module):
         self.num_dims, self.attends_with, self.min_size = num_dims, attends_with, min_size
         self.features = width // coordinates
         self.to_positions = MLP(2 * num_dims * self.features, width, width) if makes_positions else None
-        self.query_scale = MLP(width, width, width)
+        self.query_scale = MLP(width, width, width) if conditional or scales_positions else None
+        self.conditional = conditional
         self.wanted_size = MLP(width, width, num_dims) if modulated else None
 
-    def forward(self, content: Tensor, references: Tensor, queries: Queries, layer: int) -> Guidance:
-        encoded = box_features(references, self.features).to(content.dtype)  # (B, Q, A, features)
+    def forward(self, content: Tensor, references: Tensor, queries: Queries, memory: Memory, layer: int) -> Guidance:
+        encoded = box_features(self._of_first_level(references, memory), self.features).to(content.dtype)
         centers, sizes = encoded[..., : self.num_dims, :].flip(-2), encoded[..., self.num_dims :, :]
         positions = queries.positions
         if self.to_positions is not None:
             positions = self.to_positions(torch.cat([centers, sizes], -2).flatten(-2))
         assert positions is not None
+        scale = 1.0 if self.query_scale is None or layer == 0 else self.query_scale(content)
+        if not self.conditional:
+            return Guidance(positions * scale, None, references, queries.mask)
 
         sine = centers if self.attends_with == "center" else torch.cat([centers, sizes], -2)
-        scale = self.query_scale(content) if layer > 0 else 1.0
         sine = sine.flatten(-2) * scale
         if self.wanted_size is not None:
             ratio = self.wanted_size(content).sigmoid() / references[..., self.num_dims :].clamp(min=self.min_size)
             ratios = ratio.flip(-1) if self.attends_with == "center" else torch.cat([ratio.flip(-1), ratio], -1)
             sine = (sine.unflatten(-1, (-1, self.features)) * ratios[..., None]).flatten(-2)
         return Guidance(positions, sine.to(content.dtype), references, queries.mask)
+
+    def _of_first_level(self, references: Tensor, memory: Memory) -> Tensor:
+        """Deformable systems encode the reference as a fraction of the padded first level."""
+        if self.conditional or memory.valid_ratios is None:
+            return references
+        ratios = memory.valid_ratios[:, :1].to(references.dtype)  # (B, 1, D)
+        return references * ratios.repeat(1, 1, references.shape[-1] // self.num_dims)
 
 
 class Head(nn.Module):
@@ -160,11 +177,13 @@ class Decoder(nn.Module):
 
     def forward(self, queries: Queries, memory: Memory) -> Output:
         content = queries.content
-        reference = None if queries.anchors is None else self.parametrization.to_boxes(queries.anchors)
+        reference = queries.references
+        if reference is None and queries.anchors is not None:
+            reference = self.parametrization.to_boxes(queries.anchors)
         used, judged = reference, reference  # what layers look at, and what predictions (and their loss) start from
         predictions, hidden_states, references = [], [], []
         for index, layer in enumerate(self.layers):
-            content = layer(content, self.guide(content, used, queries, index), memory)
+            content = layer(content, self.guide(content, used, queries, memory, index), memory)
             hidden = content if self.norm is None else self.norm(content)
             head = self.heads[index % len(self.heads)]
             predictions.append(head(hidden, judged, self.parametrization))
@@ -176,7 +195,7 @@ class Decoder(nn.Module):
                 moved = self.parametrization.refine(self._refine_head(index)(content), used)
                 used = moved.detach()
                 judged = moved if self.refinement == "look_forward_twice" else used
-        return Output(tuple(predictions), torch.stack(hidden_states), tuple(references))
+        return Output(tuple(predictions), torch.stack(hidden_states), tuple(references), queries.supervisions)
 
     def _refine_head(self, index: int) -> nn.Module:
         if self.refine_heads is not None:

@@ -7,6 +7,7 @@ import math
 from torch import nn
 
 from momentdetr.detr.attention import Attention
+from momentdetr.detr.mlp import MLP
 
 
 def init_transformer(*modules: nn.Module) -> None:
@@ -25,3 +26,26 @@ def init_transformer(*modules: nn.Module) -> None:
                     nn.init.xavier_uniform_(linear.weight, gain=math.sqrt(0.5))
                 for linear in (attention.query, attention.key, attention.value, attention.out):
                     nn.init.zeros_(linear.bias)
+
+
+def zero_last_layer(head: MLP) -> None:
+    """Zero a box head's last layer, so that its first prediction is the reference itself."""
+    last = head.layers[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+
+
+def prior_bias(classifier: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d, probability: float = 0.01) -> None:
+    """Start a sigmoid classifier at a small probability, as focal loss wants (Lin et al., 2017)."""
+    assert classifier.bias is not None
+    nn.init.constant_(classifier.bias, -math.log((1 - probability) / probability))
+
+
+def small_convolutions(head: nn.Module) -> None:
+    """Start a dense head's convolutions small, as the one-stage detectors do (Lin et al., 2017)."""
+    for module in head.modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            nn.init.normal_(module.weight, std=0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

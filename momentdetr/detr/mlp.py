@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 Activation = Callable[[], nn.Module]
 
+ACTIVATIONS: dict[str, Activation] = {"relu": nn.ReLU, "gelu": nn.GELU, "prelu": nn.PReLU, "selu": nn.SELU}
+
 
 class MLP(nn.Module):
     """Linear layers with ReLU between them: (..., sizes[0]) -> (..., sizes[-1])."""

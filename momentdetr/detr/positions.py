@@ -1,4 +1,4 @@
-"""Sine encodings of grids and of boxes (Vaswani et al., 2017; DETR; DAB-DETR), in any number of dimensions."""
+"""Encodings of grids and of boxes (Vaswani et al., 2017; DETR; DAB-DETR), in any number of dimensions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def sine_features(values: Tensor, num_features: int, temperature: float) -> Tensor:
@@ -60,6 +60,39 @@ def grid_positions(
         radians = (index + offset) / (last + 1e-6) * (2 * math.pi)
         parts.append(sine_features(radians, per_axis, axis_temperature))
     return torch.cat(parts, -1)
+
+
+class LearnedPositions(nn.Module):
+    """Each axis has a table of learned vectors; a cell's are concatenated (DETR's other encoding).
+
+    Args:
+        num_dims: D.
+        num_features: C, divided equally among the axes, natural order.
+        size: cells of the longest axis.
+    """
+
+    def __init__(self, num_dims: int, num_features: int, size: int = 50) -> None:
+        super().__init__()
+        if num_features % num_dims:
+            raise ValueError(f"{num_features} features cannot be divided equally among {num_dims} axes")
+        tables = [nn.Parameter(torch.rand(size, num_features // num_dims)) for _ in range(num_dims)]
+        self.tables = nn.ParameterList(tables)  # in the order of the grid's axes
+
+    def forward(self, mask: Tensor) -> Tensor:
+        """(B, *spatial) -> (B, *spatial, C); only the shape counts, padded cells have positions too.
+
+        Raises:
+            ValueError: an axis is longer than its table.
+        """
+        shape, longest = mask.shape[1:], len(self.tables[0])
+        if max(shape) > longest:
+            raise ValueError(f"a grid of {tuple(shape)} cells, but positions are learned for {longest} an axis")
+        parts = []
+        for axis, (table, length) in enumerate(zip(self.tables, shape, strict=True)):
+            line = [1] * len(shape) + [table.shape[1]]
+            line[axis] = length
+            parts.append(table[:length].reshape(line).expand(*shape, -1))
+        return torch.cat(parts[::-1], -1).expand(len(mask), *shape, -1)
 
 
 def box_features(boxes: Tensor, features_per_coordinate: int, temperature: float = 10000.0) -> Tensor:

@@ -8,7 +8,8 @@ A box is `(..., 2D)`: D centres, then D sizes, normalised to [0, 1]. Masks are T
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -22,7 +23,9 @@ class Memory:
         mask: (B, N), True where a token is real; None where all are.
         positions: (B, N, C), added to the keys; None for none.
         level_shapes: one D-tuple per level, their products sum to N.
-        valid_ratios: (B, L, D), the valid part of each level per axis, in (0, 1]; None where all of it is.
+        valid_ratios: (B, L, D), the valid part of each level per coordinate, in (0, 1]; None where all of it is.
+        references: (B, N, D), the centre of each token's cell as a fraction of the valid part; None where no part asks.
+        extents: (B, D), each sample's size in cells of the input (pixels, clips); None where no part asks.
     """
 
     tokens: Tensor
@@ -30,6 +33,14 @@ class Memory:
     positions: Tensor | None = None
     level_shapes: tuple[tuple[int, ...], ...] = ()
     valid_ratios: Tensor | None = None
+    references: Tensor | None = None
+    extents: Tensor | None = None
+
+    def with_tokens(self, tokens: Tensor) -> Memory:
+        return replace(self, tokens=tokens)
+
+    def with_positions(self, positions: Tensor) -> Memory:
+        return replace(self, positions=positions)
 
 
 @dataclass(frozen=True)
@@ -40,13 +51,17 @@ class Queries:
         content: (B, Q, C).
         positions: (B, Q, C), fixed for all layers; None: each layer derives them from the anchors.
         anchors: (B, Q, A) in the parametrisation's own space (logits for boxes), or None.
+        references: (B, Q, 2D), boxes to start from instead of the anchors, also such as reach beyond [0, 1].
         mask: (Q, Q), True where query i may attend to query j; None: everywhere.
+        supervisions: what was predicted to make them (two-stage proposals), to be judged too.
     """
 
     content: Tensor
     positions: Tensor | None = None
     anchors: Tensor | None = None
+    references: Tensor | None = None
     mask: Tensor | None = None
+    supervisions: tuple[Supervision, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,10 @@ class Assignment:
     target: Tensor
 
 
+LossTerm = Callable[[Predictions, Targets, Assignment, Tensor], Tensor]
+"""A loss: (predictions, targets, assignment, count) -> scalar; most of the family divides by the count."""
+
+
 @dataclass(frozen=True)
 class Supervision:
     """One set of predictions to be judged, whoever assigned it.
@@ -97,12 +116,24 @@ class Supervision:
         predictions: what was said.
         assignment: who answers for what; None: the criterion's own matcher decides.
         weight: multiplies every term.
+        targets: what is true of these predictions; None: the batch's targets.
+        count: scalar that the terms are divided by; None: the number of the batch's targets.
+        class_agnostic: whether every target counts as class 0 (Deformable DETR's proposals).
+        terms: name -> weight and loss term, where it is not judged by the criterion's own (dense heads).
+        auxiliary: whether it is of an earlier layer, which a criterion may leave out.
+        only: names of the loss terms that judge it; None: all of the criterion's.
     """
 
     name: str
     predictions: Predictions
     assignment: Assignment | None = None
     weight: float = 1.0
+    targets: Targets | None = None
+    count: Tensor | None = None
+    class_agnostic: bool = False
+    terms: Mapping[str, tuple[float, LossTerm]] | None = None
+    auxiliary: bool = False
+    only: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

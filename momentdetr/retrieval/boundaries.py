@@ -47,13 +47,13 @@ def boundary_cost(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: T
     return -prob[:, 0][:, first] - prob[:, 1][:, last]
 
 
-def boundary_loss(predictions: Predictions, targets: Targets, assignment: Assignment) -> Tensor:
+def boundary_loss(predictions: Predictions, targets: Targets, assignment: Assignment, count: Tensor) -> Tensor:
     """Cross-entropy of both boundaries, averaged over matched queries."""
     logits = matched(predictions.boxes, assignment).unflatten(-1, (2, -1)).transpose(1, 2)  # (P, clips, 2)
     true = matched_targets(targets.boxes, assignment).long()  # (P, 2)
     return F.cross_entropy(logits, true, reduction="sum") / max(true.numel(), 1)
 
 
-def zero_loss(predictions: Predictions, targets: Targets, assignment: Assignment) -> Tensor:
+def zero_loss(predictions: Predictions, targets: Targets, assignment: Assignment, count: Tensor) -> Tensor:
     """The overlap term, which classified boundaries do not have."""
     return predictions.boxes.new_zeros(())

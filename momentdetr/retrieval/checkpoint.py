@@ -16,9 +16,9 @@ from safetensors.torch import save as save_tensors
 
 from momentdetr.errors import BadCheckpoint, BadInput, StoreError
 from momentdetr.features.spec import FeatureSpec
-from momentdetr.retrieval.convert import load_strictly
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.presets import build
+from momentdetr.strict import load_strictly, read_document
 
 FORMAT = "momentdetr/1"
 
@@ -101,16 +101,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         BadCheckpoint: missing, not JSON, or of another format.
     """
-    path = Path(folder) / "config.json"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BadCheckpoint(f"{folder} is not a model folder: it has no config.json") from error
-    except (OSError, ValueError) as error:
-        raise BadCheckpoint(f"{path} is not readable: {error}") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise BadCheckpoint(f'{path} is not a momentdetr model: expected "format": "{FORMAT}"')
-    return document
+    return read_document(folder, FORMAT)
 
 
 def _replace(path: Path, content: bytes) -> None:

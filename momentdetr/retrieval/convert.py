@@ -12,10 +12,11 @@ from torch import Tensor
 
 from momentdetr.errors import BadCheckpoint
 from momentdetr.features.spec import FeatureSpec, Preprocessing, Stream
+from momentdetr.pickled import plain_options, read_checkpoint
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.official_layout import is_conditional, to_ours
-from momentdetr.retrieval.pickled import plain_options, read_checkpoint
 from momentdetr.retrieval.presets import build
+from momentdetr.strict import load_strictly
 
 # OpenAI's own preprocessing, which the official CLIP features were made with.
 _OPENAI = Preprocessing(224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), "bicubic")
@@ -81,25 +82,6 @@ def convert_state(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> Co
     lighthouse = "v_feat_types" in options
     about = {"system": config["preset"], "layout": "lighthouse" if lighthouse else "official"}
     return Conversion(config, ours, _spec(state, options), about)
-
-
-def load_strictly(model: MomentRetriever, state: Mapping[str, Tensor]) -> None:
-    """Load a state dict of ours; every key, every shape, only finite numbers.
-
-    Raises:
-        BadCheckpoint: names the first misfit.
-    """
-    wanted = model.state_dict()
-    for name in [*sorted(set(wanted) - set(state)), *sorted(set(state) - set(wanted))]:
-        raise BadCheckpoint(f"the weights {'lack' if name in wanted else 'hold an unknown'} tensor {name!r}")
-    for name, tensor in state.items():
-        if tensor.shape != wanted[name].shape:
-            raise BadCheckpoint(
-                f"tensor {name!r} is {tuple(tensor.shape)}, the model expects {tuple(wanted[name].shape)}"
-            )
-        if not tensor.isfinite().all():
-            raise BadCheckpoint(f"tensor {name!r} holds NaN or infinity; the file is damaged or training diverged")
-    model.load_state_dict(dict(state), strict=True)
 
 
 def permute_streams(state: Mapping[str, Tensor], dims: Sequence[int], order: Sequence[int]) -> dict[str, Tensor]:

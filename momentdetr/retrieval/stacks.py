@@ -15,7 +15,7 @@ from momentdetr.detr.attention import (
     SelfAttention,
 )
 from momentdetr.detr.decoder import AnchorGuide, Decoder, DecoderLayer, FixedGuide, Head
-from momentdetr.detr.encoder import Encoder, EncoderLayer
+from momentdetr.detr.encoder import DenseSelfAttention, Encoder, EncoderLayer
 from momentdetr.detr.initialization import init_transformer
 from momentdetr.detr.losses import Criterion, cross_entropy, giou_loss, l1
 from momentdetr.detr.mlp import MLP, Activation, FeedForward
@@ -110,7 +110,7 @@ def encoder(sizes: Sizes, *, activation: Activation = nn.ReLU, pre_norm: bool = 
     """Self-attention layers; a final norm only where layers norm their inputs."""
     layers = [
         EncoderLayer(
-            self_attention=SelfAttention(sizes.width, sizes.num_heads, sizes.dropout),
+            self_attention=DenseSelfAttention(sizes.width, sizes.num_heads, sizes.dropout),
             feed_forward=feed_forward(sizes, activation),
             width=sizes.width,
             dropout=sizes.dropout,

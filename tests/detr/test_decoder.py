@@ -56,7 +56,7 @@ def make_detector(kind: str, num_dims: int, refinement: str = "look_forward_twic
     if kind == "dense":
         queries, guide = LearnedQueries(QUERIES, WIDTH), FixedGuide()
     elif kind == "point":
-        queries = PointQueries(QUERIES, WIDTH, num_dims, to_point=MLP(WIDTH, WIDTH, num_dims))
+        queries = PointQueries(QUERIES, WIDTH, to_point=MLP(WIDTH, WIDTH, num_dims))
         guide = AnchorGuide(num_dims, WIDTH, makes_positions=False, modulated=False)
     else:
         queries = AnchorQueries(QUERIES, WIDTH, 2 * num_dims)
@@ -141,7 +141,7 @@ def test_anchor_guide_encodes_centers_reversed_then_sizes(num_dims: int) -> None
     guide = AnchorGuide(num_dims, WIDTH, modulated=True).double()
     references = torch.rand(1, 2, 2 * num_dims, dtype=torch.float64) * 0.8 + 0.1
     content = torch.randn(1, 2, WIDTH, dtype=torch.float64)
-    guidance = guide(content, references, Queries(content, anchors=references), 1)
+    guidance = guide(content, references, Queries(content, anchors=references), Memory(content), 1)
     features = WIDTH // num_dims
 
     def encoded(value: float) -> list[float]:
@@ -179,7 +179,7 @@ def test_references_move_by_the_un_normed_content(num_dims: int) -> None:
     output = detector(memory)
     decoder, queries = detector.decoder, detector.queries(memory)
     reference = queries.anchors.sigmoid()
-    content = decoder.layers[0](queries.content, decoder.guide(queries.content, reference, queries, 0), memory)
+    content = decoder.layers[0](queries.content, decoder.guide(queries.content, reference, queries, memory, 0), memory)
     head = decoder.heads[0].boxes
     moved = (head(content) + inverse_sigmoid(reference, 1e-3)).sigmoid()
     said = (head(decoder.norm(content)) + inverse_sigmoid(reference, 1e-3)).sigmoid()

@@ -5,15 +5,18 @@ import torch
 from torch import nn
 
 from momentdetr.detr.attention import SelfAttention
-from momentdetr.detr.encoder import Encoder, EncoderLayer
+from momentdetr.detr.encoder import DenseSelfAttention, Encoder, EncoderLayer
 from momentdetr.detr.initialization import init_transformer
-from momentdetr.detr.mlp import FeedForward
+from momentdetr.detr.mlp import MLP, FeedForward
+from momentdetr.detr.types import Memory
 
 
 def make(pre_norm: bool) -> Encoder:
     torch.manual_seed(0)
     layers = [
-        EncoderLayer(self_attention=SelfAttention(16, 4), feed_forward=FeedForward(16, 24), width=16, pre_norm=pre_norm)
+        EncoderLayer(
+            self_attention=DenseSelfAttention(16, 4), feed_forward=FeedForward(16, 24), width=16, pre_norm=pre_norm
+        )
         for _ in range(2)
     ]
     return Encoder(layers, nn.LayerNorm(16) if pre_norm else None).double()
@@ -42,7 +45,7 @@ def test_it_equals_torch_s_own_encoder(pre_norm: bool) -> None:
         theirs.linear2.load_state_dict(mine.feed_forward.contract.state_dict())
     tokens = torch.randn(2, 5, 16, dtype=torch.float64)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
-    found, expected = ours(tokens, None, mask), twin(tokens, src_key_padding_mask=~mask)
+    found, expected = ours(Memory(tokens, mask)).tokens, twin(tokens, src_key_padding_mask=~mask)
     torch.testing.assert_close(found[mask], expected[mask])
 
 
@@ -51,7 +54,22 @@ def test_padding_changes_nothing(pre_norm: bool) -> None:
     encoder = make(pre_norm)
     tokens, positions = torch.randn(1, 6, 16, dtype=torch.float64), torch.randn(1, 6, 16, dtype=torch.float64)
     mask = torch.tensor([[1, 1, 1, 1, 0, 0]], dtype=torch.bool)
-    torch.testing.assert_close(encoder(tokens, positions, mask)[:, :4], encoder(tokens[:, :4], positions[:, :4], None))
+    padded = encoder(Memory(tokens, mask, positions)).tokens[:, :4]
+    torch.testing.assert_close(padded, encoder(Memory(tokens[:, :4], None, positions[:, :4])).tokens)
+
+
+def test_each_layer_sees_positions_scaled_by_its_own_tokens() -> None:
+    """DAB-DETR's encoder, against the layers called one by one."""
+    encoder = make(pre_norm=False)
+    scale = MLP(16, 16, 16).double()
+    encoder.position_scale = scale
+    tokens, positions = torch.randn(2, 1, 5, 16, dtype=torch.float64).unbind()
+    expected = tokens
+    for layer in encoder.layers:
+        expected = layer(Memory(expected, None, positions * scale(expected)))
+    found = encoder(Memory(tokens, None, positions))
+    torch.testing.assert_close(found.tokens, expected)
+    torch.testing.assert_close(found.positions, positions)
 
 
 def test_initialization_has_the_packed_bound_and_zero_biases() -> None:

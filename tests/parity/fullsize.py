@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from parity import tolerance
 from parity.check import System
-from parity.comparison import Row, compare_number, compare_tensor, uncompared
+from parity.comparison import Row, compare_exactly, compare_number, compare_tensor, uncompared
 from parity.material import Golden
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,31 +26,39 @@ def check(path: Path, system_for: Callable[[dict[str, Any]], System]) -> list[Ro
     system = system_for(facts)
     tensors = path.with_suffix(".safetensors")
     recorded = load_file(tensors) if tensors.is_file() else {}
-    ours = {
-        name.removeprefix("eval."): value
-        for name, value in system.run(golden_of(path, facts), "float32").outputs.items()
-        if name.startswith("eval.")
-    }
+    run = system.run(golden_of(path, facts), "float32")
+    ours = {name.removeprefix("eval."): value for name, value in run.outputs.items() if name.startswith("eval.")}
     rows = []
+    if run.parameters is not None:
+        rows.append(compare_exactly("parameters", run.parameters, facts["parameters"]))
     for name in recorded.keys() & ours.keys():
         limit = tolerance.of_tensor(name, recorded[name], "float32", {}, ())
-        rows.append(compare_tensor(name, ours[name], recorded[name], limit))
+        kept = tuple(slice(0, size) for size in recorded[name].shape)  # of images the first queries and classes
+        rows.append(compare_tensor(name, ours[name][kept], recorded[name], limit))
     for name, theirs in facts["output_stats[sum,abs_sum,max,min]"].items():
-        rows += _statistics(name, ours[name], theirs) if name in ours else uncompared([f"{name} stats"], {})
+        rows += (
+            _statistics(name, ours[name], theirs) if name in ours else uncompared([f"{name} stats"], system.permitted)
+        )
     return rows + uncompared(recorded.keys() - ours.keys(), system.permitted)
 
 
 def golden_of(path: Path, facts: Mapping[str, Any]) -> Golden:
     """The pair as a system's folder without losses: made weights, made inputs."""
-    config = {**facts, "full_args": facts["args"], "repo": facts.get("repo", "")}
+    tied = facts.get("tied") or []
+    config = {**facts, "full_args": facts["args"], "repo": facts.get("repo", ""), "tied_parameters": tied}
     state = {}
-    aliases = {name: group[0] for group in facts.get("tied") or [] for name in group}
+    aliases = {name: group[0] for group in tied for name in group}
     for name, (shape, dtype) in facts["keys"].items():
         if dtype.startswith("float"):
             state[name] = made_weight(aliases.get(name, name), shape)
         else:
             state[name] = torch.zeros(shape, dtype=getattr(torch, dtype))
-    return Golden(path.parent, config, state, moment_inputs(facts["args"]), {})
+    inputs: dict[str, Tensor] = {}
+    if facts.get("image_sizes"):
+        inputs = image_inputs(facts["image_sizes"])
+    elif facts["args"]:
+        inputs = moment_inputs(facts["args"])
+    return Golden(path.parent, config, state, inputs, {})
 
 
 def uniform(name: str, shape: list[int]) -> np.ndarray:
@@ -75,6 +83,16 @@ def made_weight(name: str, shape: list[int]) -> Tensor:
     else:
         value = 0.75 + 0.5 * u if len(shape) == 1 and leaf == "weight" else 0.1 * z
     return torch.from_numpy(np.asarray(value, dtype=np.float32))
+
+
+def image_inputs(sizes: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Images of these heights and widths by the same rule, padded to one size."""
+    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+    images = torch.from_numpy((2 * uniform("images", [len(sizes), 3, height, width]) - 1).astype(np.float32))
+    padding = torch.ones(len(sizes), height, width, dtype=torch.bool)
+    for index, (rows, columns) in enumerate(sizes):
+        padding[index, :rows, :columns] = False
+    return {"images": images.masked_fill(padding[:, None], 0), "mask": padding}
 
 
 def moment_inputs(args: Mapping[str, Any]) -> dict[str, Tensor]:

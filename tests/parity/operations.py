@@ -12,12 +12,18 @@ from parity.tape import Tape
 from safetensors.torch import load_file
 from torch import Tensor
 
+from detection.batch import pad_images
 from momentdetr.detr.assignment import HungarianMatcher, focal_class_cost, giou_cost, l1_cost, softmax_class_cost
 from momentdetr.detr.attention import attend
 from momentdetr.detr.boxes import giou, inverse_sigmoid, iou, to_center_size, to_corners, volume
+from momentdetr.detr.deformable import DeformableAttention, attend_points
 from momentdetr.detr.losses import focal
-from momentdetr.detr.positions import box_features, grid_positions, sine_features
-from momentdetr.detr.types import Assignment, Predictions, Targets
+from momentdetr.detr.masks import boxes_of_masks, dice_loss
+from momentdetr.detr.monitor import class_error
+from momentdetr.detr.neck import cell_centers, valid_ratios
+from momentdetr.detr.positions import LearnedPositions, box_features, grid_positions, sine_features
+from momentdetr.detr.proposals import token_anchors
+from momentdetr.detr.types import Assignment, Memory, Predictions, Targets
 from momentdetr.retrieval.boundaries import boundary_cost
 
 INVERSE_SIGMOID_EPS = {
@@ -27,6 +33,7 @@ INVERSE_SIGMOID_EPS = {
     "DN-DETR": 1e-3,
     "DINO": 1e-3,
 }
+BOX_EPS = {"DAB-DETR": 1e-6, "DN-DETR": 1e-6, "DINO": 1e-6}
 
 
 def families(path: Path) -> list[str]:
@@ -56,10 +63,11 @@ def _box(tape: Tape) -> None:
     tape.compare("box.a_xyxy", to_corners(first))
     tape.compare("box.xyxy_to_cxcywh", to_center_size(tape["box.a_xyxy"]))
     pairs = to_corners(first)[:, None], to_corners(second)[None]
-    overlap, union = iou(*pairs)
+    eps = BOX_EPS.get(_repo(tape), 0.0)
+    overlap, union = iou(*pairs, eps)
     tape.compare("box.iou", overlap)
     tape.compare("box.union", union)
-    tape.compare("box.giou", giou(*pairs))
+    tape.compare("box.giou", giou(*pairs, eps))
 
 
 def _span(tape: Tape) -> None:
@@ -110,7 +118,7 @@ def _focal_sum(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> T
     boxes = Targets(torch.zeros(1, count, dtype=torch.long), torch.zeros(1, count, 4), torch.ones(1, count).bool())
     pairs = Assignment(torch.zeros_like(query), query, torch.arange(count))
     predictions = Predictions(logits.reshape(1, -1, 1), torch.zeros(1, positive.numel(), 4))
-    return focal(predictions, boxes, pairs, alpha=alpha, gamma=gamma) * max(count, 1)
+    return focal(predictions, boxes, pairs, torch.ones(()), alpha=alpha, gamma=gamma)
 
 
 def _matcher(tape: Tape) -> None:
@@ -177,6 +185,15 @@ def _grid(tape: Tape) -> None:
         tape.compare(name, ours.permute(0, 3, 1, 2))
 
 
+def _learned_grid(tape: Tape) -> None:
+    rows, columns = (tape[f"pos.learned.sd.{axis}_embed.weight"] for axis in ("row", "col"))
+    recorded = tape["pos.learned"]  # its fact of the same name is the arguments
+    positions = LearnedPositions(2, tape.fact("pos.learned")["hidden_dim"], len(rows))
+    positions.load_state_dict({"tables.0": rows, "tables.1": columns})
+    shape = (len(recorded), *recorded.shape[2:])
+    tape.compare("pos.learned", positions(torch.ones(shape, dtype=torch.bool)).permute(0, 3, 1, 2))
+
+
 def _line(tape: Tape) -> None:
     mask = tape["pos1d.mask"].bool()
     for name in [n for n in tape.names if n != "pos1d.mask"]:
@@ -214,6 +231,69 @@ def _conditional_attention(tape: Tape) -> None:
     tape.compare("cond_mha.weights", weights.unflatten(-1, (num_heads, -1)).mean(-2))
 
 
+def _deformable_attention(tape: Tape) -> None:
+    shapes = [tuple(shape) for shape in tape["msda.shapes"].tolist()]
+    for case in ("a", "b"):
+        given = {part: tape[f"msda.{case}.{part}"].requires_grad_() for part in ("value", "loc", "attn")}
+        out = attend_points(given["value"], shapes, given["loc"], given["attn"])
+        tape.compare(f"msda.{case}.out", out)
+        gradients = torch.autograd.grad(out, list(given.values()), tape[f"msda.{case}.grad_out"])
+        for part, gradient in zip(given, gradients, strict=True):
+            tape.compare(f"msda.{case}.grad_{part}", gradient)
+
+    module = DeformableAttention(num_dims=2, width=16, num_heads=4, num_levels=len(shapes), num_points=2)
+    tape.compare("msda.module.initial_sampling_offsets_bias", module.offsets.bias)
+    names = {"offsets": "sampling_offsets", "weights": "attention_weights", "value": "value_proj", "out": "output_proj"}
+    state = {
+        f"{ours}.{leaf}": tape[f"msda.module.sd.{official}.{leaf}"]
+        for ours, official in names.items()
+        for leaf in ("weight", "bias")
+    }
+    module.load_state_dict(state)
+    memory = Memory(tape["msda.module.src"], ~tape["msda.module.pad"], level_shapes=tuple(shapes))
+    module.on_levels = lambda references, memory: references  # type: ignore[method-assign]  # recorded level by level
+    for size in (2, 4):
+        out = module(tape["msda.module.query"], tape[f"msda.module.ref{size}"], memory)
+        tape.compare(f"msda.module.out{size}", out)
+
+
+def _levels(tape: Tape) -> None:
+    masks = [~tape[f"levels.mask.{level}"] for level in range(3)]
+    ratios = torch.stack([valid_ratios(mask) for mask in masks], 1)
+    tape.compare("levels.valid_ratios", ratios)
+    shapes = tuple(tuple(mask.shape[1:]) for mask in masks)
+    centers = torch.cat([cell_centers(shape, ratios[:, level]) for level, shape in enumerate(shapes)], 1)
+    tape.compare("levels.encoder_reference_points", centers[:, :, None] * ratios[:, None])
+    valid = torch.cat([mask.flatten(1) for mask in masks], 1)
+    memory = Memory(centers, valid, level_shapes=shapes, valid_ratios=ratios, references=centers)
+    tape.compare("levels.output_proposals_unact", token_anchors(memory, 0.05, 0.01)[0])
+
+
+def _accuracy(tape: Tape) -> None:
+    logits, labels = tape["accuracy.logits"], tape["accuracy.target"]
+    rows = torch.arange(len(labels))
+    targets = Targets(labels[None], torch.zeros(1, len(labels), 4), torch.ones(1, len(labels), dtype=torch.bool))
+    said = Predictions(logits[None], targets.boxes)
+    error = class_error(said, targets, Assignment(torch.zeros_like(rows), rows, rows))
+    tape.compare("accuracy.top1", 100 - error)
+
+
+def _dice(tape: Tape) -> None:
+    # Recorded for three targets, by every code base that has it.
+    tape.compare("dice.y", dice_loss(tape["dice.x"], tape["dice.t"], torch.tensor(3.0)))
+
+
+def _masks_to_boxes(tape: Tape) -> None:
+    tape.compare("masks_to_boxes", boxes_of_masks(tape["masks"]))
+
+
+def _nested(tape: Tape) -> None:
+    images = [tape[name] for name in tape.names if name.startswith("nested.in.")]
+    padded, mask = pad_images(images)
+    tape.compare("nested.tensors", padded)
+    tape.compare("nested.mask", ~mask)
+
+
 FAMILIES: dict[str, Callable[[Tape], None]] = {
     "box": _box,
     "span": _span,
@@ -225,4 +305,11 @@ FAMILIES: dict[str, Callable[[Tape], None]] = {
     "sine": _sine,
     "proposal_pos_embed": _proposal_positions,
     "cond_mha": _conditional_attention,
+    "msda": _deformable_attention,
+    "levels": _levels,
+    "pos_learned": _learned_grid,
+    "accuracy": _accuracy,
+    "dice": _dice,
+    "masks_to_boxes": _masks_to_boxes,
+    "nested": _nested,
 }

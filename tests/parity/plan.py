@@ -95,7 +95,8 @@ def _plan_system(item: Item) -> list[Plan]:
     plans = []
     for dtype in DTYPES:
         parts = ["outputs"] if golden.has(dtype) else []
-        parts += ["losses", "indices", "gradients"] if golden.losses(dtype) else []
+        parts += ["losses", "gradients"] if golden.losses(dtype) else []
+        parts += ["indices"] if any("indices" in case for case in golden.losses(dtype).values()) else []
         parts += ["predictions"] if dtype == "float32" and recorded_answers(golden) else []
         plans += [
             Plan(item, f"{item.name} {dtype}", part, partial(_rows, golden, system, dtype, part)) for part in parts

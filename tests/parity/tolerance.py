@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from parity.comparison import Fingerprint
@@ -15,6 +16,24 @@ PINNED = 1e-5
 
 GRADIENT = {"float32": 1e-4, "float64": 1e-8}
 GRADIENT_OF_WHOLE = 1e-2
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What is allowed in float32 where the official code has no run in float64 that would show its rounding.
+
+    Args:
+        absolute: of tensors and loss terms.
+        relative: to a tensor's largest magnitude, to a loss term; added to `absolute`.
+        gradient: relative to a gradient's norm, see `of_gradient`.
+    """
+
+    absolute: float
+    relative: float
+    gradient: float
+
+    def of(self, theirs: Tensor | float) -> float:
+        return self.absolute + self.relative * (magnitude(theirs) if isinstance(theirs, Tensor) else abs(theirs))
 
 
 def of_tensor(
@@ -53,6 +72,7 @@ def of_gradient(
     in_float64: Fingerprint | None,
     whole: float,
     pins: Iterable[str],
+    relative: float | None = None,
 ) -> float:
     """Largest difference allowed in norm, sum and ramp product of one parameter's gradient.
 
@@ -60,10 +80,10 @@ def of_gradient(
     independent, by about as much. So e |g| is allowed, with e = 1e-4 in float32, 1e-8 in float64, where pinned 1e-5;
     where that is more, a hundredth of e times the norm of all parameters' gradients together, because some
     gradients are zero up to rounding (a key's bias before a softmax); and in float32, where that is more, ten times the
-    official code's own |float32 - float64|.
+    official code's own |float32 - float64|. `relative` is e where it is stated.
     """
     pinned = dtype == "float64" and _matches(name, pins)
-    relative = PINNED if pinned else GRADIENT[dtype]
+    relative = relative or (PINNED if pinned else GRADIENT[dtype])
     tolerance = relative * max(theirs.norm, GRADIENT_OF_WHOLE * whole)
     if dtype == "float32" and in_float64 is not None:
         return max(tolerance, 10 * theirs.gap(in_float64))

@@ -49,12 +49,12 @@ class MomentDetrEncoder(nn.Module):
         tokens = torch.cat([video, text], 1)  # (B, T + W, C)
         positions = torch.cat([clips, words], 1)
         mask = torch.cat([inputs.video_mask, inputs.text_mask], 1)
-        tokens = self.encoder(tokens, positions, mask)
         num_clips = video.shape[1]
+        memory = self.encoder(Memory(tokens, mask, positions, level_shapes=((num_clips,),)))
         return Encoding(
-            memory=Memory(tokens, mask, positions, level_shapes=((num_clips,),)),
-            saliency=self.saliency(tokens[:, :num_clips]).squeeze(-1),  # (B, T)
-            text=tokens[:, num_clips:],
+            memory=memory,
+            saliency=self.saliency(memory.tokens[:, :num_clips]).squeeze(-1),  # (B, T)
+            text=memory.tokens[:, num_clips:],
             text_mask=inputs.text_mask,
         )
 

@@ -136,7 +136,7 @@ class QdDetrEncoder(nn.Module):
         tokens = torch.cat([self.global_token.expand(batch, 1, -1), video], 1)  # (B, 1 + T, C)
         places = torch.cat([self.global_position.expand(batch, 1, -1), positions], 1)
         mask = torch.cat([video_mask.new_ones(batch, 1), video_mask], 1)
-        tokens = self.encoder(tokens, places, mask)
+        tokens = self.encoder(Memory(tokens, mask, places)).tokens
         summary, clips = tokens[:, :1], tokens[:, 1:]
         saliency = (self.saliency_clip(clips) * self.saliency_global(summary)).sum(-1) / math.sqrt(width)
         return Memory(clips, video_mask, positions, level_shapes=((num_clips,),)), saliency

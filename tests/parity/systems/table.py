@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from parity.check import System
-from parity.systems import moments
+from parity.systems import co_detr, images, moments
 
-SYSTEMS: tuple[System, ...] = moments.SYSTEMS
+SYSTEMS: tuple[System, ...] = moments.SYSTEMS + images.SYSTEMS + co_detr.SYSTEMS

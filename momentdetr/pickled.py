@@ -35,7 +35,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         path: a file written by `torch.save`.
 
     Returns:
-        Its content; "model" (a state dict) and usually "opt" (plain data) among the keys.
+        Its content; "model" (a state dict) and usually "opt" or "args" (plain data) among the keys.
 
     Raises:
         BadCheckpoint: missing, empty, a web page, a large-file pointer, damaged, or asks for code to be run.
@@ -50,7 +50,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for damaged files, none of which names the file
         raise BadCheckpoint(
-            f"{path} cannot be loaded safely: {_reason(error)}. Expected a checkpoint of Moment-DETR's family, written "
+            f"{path} cannot be loaded safely: {_reason(error)}. Expected a checkpoint of the DETR family, written "
             "by torch.save; a damaged one must be downloaded again"
         ) from error
     if not isinstance(content, dict):
@@ -82,7 +82,7 @@ def _reason(error: Exception) -> str:
 
 def plain_options(content: dict[str, Any]) -> dict[str, Any]:
     """The options that a checkpoint was trained with, as a dictionary; empty where it stores none."""
-    options = content.get("opt", {})
+    options = content.get("opt", content.get("args", {}))
     if isinstance(options, argparse.Namespace):
         return vars(options)
     return dict(options) if isinstance(options, dict) else {}
