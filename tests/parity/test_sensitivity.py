@@ -100,7 +100,7 @@ def other_cost(model: Any) -> None:
 
 
 def detached_memory(model: Any) -> None:
-    model.encoder.encoder.register_forward_hook(lambda module, args, result: result.detach())
+    model.encoder.encoder.register_forward_hook(lambda module, args, result: result.with_tokens(result.tokens.detach()))
 
 
 def other_temperature(model: Any) -> None:

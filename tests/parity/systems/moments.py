@@ -162,6 +162,7 @@ def _evaluate(model: MomentRetriever, inputs: VideoText, leaves: Mapping[str, Te
         parts["fusion"] = encoder.fusion[-1]
     with _listening(parts) as seen:
         encoding = encoder(inputs, with_negatives=True) if fused else encoder(inputs)
+    seen["encoder"] = [memory.tokens for memory in seen["encoder"]]
     output = MomentOutput(model.head(encoding.memory), encoding, inputs.video_mask)
     hooks = _fused_hooks(model, output, seen) if fused else _side_by_side_hooks(output, seen)
     positions = encoding.memory.positions[:, : inputs.video.shape[1]]
@@ -170,9 +171,9 @@ def _evaluate(model: MomentRetriever, inputs: VideoText, leaves: Mapping[str, Te
 
 
 @contextmanager
-def _listening(parts: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
+def _listening(parts: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Any]]]:
     """Collect what each part gives, call by call."""
-    seen: dict[str, list[Tensor]] = defaultdict(list)
+    seen: dict[str, list[Any]] = defaultdict(list)
     handles = [
         part.register_forward_hook(lambda module, args, result, name=name: seen[name].append(result))
         for name, part in parts.items()

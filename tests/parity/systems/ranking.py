@@ -20,8 +20,8 @@ from detection.model import ImageDetector
 from momentdetr.detr.types import Memory
 
 OPEN = 32 * torch.finfo(torch.float32).eps
-"""Scores nearer than this, relative to the largest, may stand either way: our float32 run of DINO's five scales is up to
-a quarter as far from our float64 run, and the official one has its own rounding."""
+"""Scores nearer than this, relative to the largest, may stand either way: our float32 run of DINO's five scales is up
+to a quarter as far from our float64 run, and the official one has its own rounding."""
 EQUAL = 1e-5
 
 
