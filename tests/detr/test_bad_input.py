@@ -25,7 +25,8 @@ from momentdetr.detr.types import Targets
 
 # Every row as boxes; one of each kind of decoder, query and head also as spans, and some as tubes.
 KINDS = ("detr", "conditional_detr", "deformable_detr, two-stage", "dn_detr", "dino", "co_deformable_detr")
-PLACES = [*((row, 2) for row in EVERY_ROW), *((row, 1) for row in KINDS), ("detr", 3), ("dino", 3), ("co_dino", 3)]
+OTHERS = [*((row, 1) for row in KINDS), ("detr", 3), ("dino", 3), ("co_dino", 3)]
+PLACES = [*((row, 2) for row in EVERY_ROW), *(pytest.param(*place, marks=pytest.mark.slow) for place in OTHERS)]
 every_row = pytest.mark.parametrize(("row", "num_dims"), PLACES, ids=lambda value: str(value))
 
 
