@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,12 +16,22 @@ from detection.backbone import Backbone
 from detection.backbone_names import describe_backbone, official_backbone_name
 from detection.labels import class_names
 from detection.model import ImageDetector
-from detection.official_layout import MASKS, WRAPPED, to_ours
+from detection.official_layout import MASKS, WRAPPED, Layout, place, to_ours
 from detection.official_systems import OFFICIAL, Official, Options, State, count_layers, system_of
 from detection.presets import build
 from momentdetr.errors import BadCheckpoint
 from momentdetr.pickled import plain_options, read_checkpoint
 from momentdetr.strict import load_strictly
+
+# Official options that must be whole numbers, and those that must be numbers.
+COUNTS = frozenset({"nheads", "num_queries", "dec_n_points", "enc_n_points", "num_select", "dn_number", "scalar"})
+NUMBERS = frozenset(
+    {
+        *("dropout", "eos_coef", "focal_alpha", "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef"),
+        *("set_cost_class", "set_cost_bbox", "set_cost_giou", "interm_loss_coef", "label_noise_scale"),
+        *("box_noise_scale", "dn_label_noise_ratio", "dn_box_noise_scale", "pe_temperatureH", "pe_temperatureW"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -95,8 +106,13 @@ def convert_state(
     Raises:
         BadCheckpoint: an unknown system, or a tensor that is missing, left over or misshapen.
     """
+    _refuse_odd_options(options)
+    _refuse_stumps(state)
     if convert_co_detr.is_co_detr(state):
-        return _convert_co_detr(state, options, backbone)
+        converted = _convert_co_detr(state, options, backbone)
+        if system not in (None, converted.system):
+            raise BadCheckpoint(f"this is a checkpoint of {converted.system}, not of {system!r}")
+        return converted
     for layout, module in (("detrex", detrex), ("transformers", hf)):
         if module.has_its_names(state):
             official = module.to_official(state)
@@ -106,17 +122,24 @@ def convert_state(
     state, left_out = _without_masks(state)
     system = system or system_of(state)
     if system not in OFFICIAL:
-        raise BadCheckpoint(f"no converter for system {system!r}; known are {', '.join(OFFICIAL)}")
+        if system in convert_co_detr.SYSTEMS:
+            raise BadCheckpoint(f"this is not a checkpoint of {system}: it lacks the names of Co-DETR's repository")
+        known = ", ".join((*OFFICIAL, *convert_co_detr.SYSTEMS))
+        raise BadCheckpoint(f"no converter for system {system!r}; known are {known}")
     code_base = OFFICIAL[system]
     try:
         config = describe(system, state, options)
         if backbone is None:
             config["backbone"] = describe_backbone(state, options, len(config["channels"]))
-    except (KeyError, StopIteration) as error:
-        raise BadCheckpoint(f"this is not a checkpoint of {system}: it lacks {error or 'its class_embed'}") from error
-    model = build(config, backbone)
-    names = _backbone_names(config, backbone)
-    ours = to_ours(state, model.state_dict().keys(), code_base.layout(state), names)
+    except KeyError as error:
+        raise BadCheckpoint(f"this is not a checkpoint of {system}: it lacks {error}") from error
+    try:
+        model = build(config, backbone)
+    except ValueError as error:
+        raise BadCheckpoint(f"this is not a complete checkpoint of {system}: {error}") from error
+    names, layout = _backbone_names(config, backbone), code_base.layout(state)
+    ours = to_ours(state, model.state_dict().keys(), layout, names)
+    _refuse_misshapen(state, ours, model.state_dict(), layout, names)
     load_strictly(model, ours)
     about = {"layout": "official", **({"left_out": left_out} if left_out else {})}
     return Conversion(config, ours, class_names(config["num_classes"]), about)
@@ -132,6 +155,35 @@ def _convert_co_detr(state: State, options: Options, backbone: Backbone | None) 
     ours = convert_co_detr.to_ours(state, model.state_dict().keys(), config)
     load_strictly(model, ours)
     return Conversion(config, ours, class_names(config["num_classes"]), {"layout": "official"})
+
+
+def _refuse_misshapen(state: State, ours: State, wanted: State, layout: Layout, backbone: Callable[[str], str]) -> None:
+    """Name a tensor of another shape than the model's by what the checkpoint calls it."""
+    for name, tensor in ours.items():
+        if tensor.shape != wanted[name].shape:
+            official, _ = place(name.removeprefix("detector."), layout, backbone)
+            raise BadCheckpoint(
+                f"{official!r} is {tuple(state[official].shape)}, which makes our {name!r} {tuple(tensor.shape)}; "
+                f"the other tensors and the options ask for {tuple(wanted[name].shape)}"
+            )
+
+
+def _refuse_stumps(state: State) -> None:
+    """Sizes are read from tensors that must not be empty, nor single numbers."""
+    for name, tensor in state.items():
+        if tensor.numel() == 0 or (tensor.dim() == 0 and name.endswith(("weight", "bias"))):
+            raise BadCheckpoint(f"{name!r} is {tuple(tensor.shape)}, no tensor of a model; the file is damaged")
+
+
+def _refuse_odd_options(options: Options) -> None:
+    """A count or a weight that is something else would only show when the model is used."""
+    for name in COUNTS & options.keys():
+        least = 0 if name in ("dn_number", "scalar") else 1  # groups of denoising queries may be none
+        if not isinstance(options[name], int) or options[name] < least:
+            raise BadCheckpoint(f"option {name} is {options[name]!r}, expected a whole number from {least} on")
+    for name in NUMBERS & options.keys():
+        if not isinstance(options[name], int | float) or not math.isfinite(options[name]):
+            raise BadCheckpoint(f"option {name} is {options[name]!r}, expected a number")
 
 
 def _backbone_names(config: Mapping[str, Any], backbone: Backbone | None) -> Callable[[str], str]:
@@ -155,7 +207,7 @@ def describe(system: str, state: State, options: Options) -> dict[str, Any]:
         if options.get(name, value) != value:
             raise BadCheckpoint(f"the checkpoint was trained with {name}={options[name]!r}; known here is {value!r}")
     projections = sorted(name for name in state if re.fullmatch(r"input_proj\.(\d+\.0\.)?weight", name))
-    head = next(name for name in ("class_embed.bias", "class_embed.0.bias") if name in state)
+    head = "class_embed.0.bias" if "class_embed.0.bias" in state else "class_embed.bias"
     top = official.top if isinstance(official.top, int) else options.get(official.top, 300)
     top = options.get("top", top)
     config = {
@@ -175,12 +227,15 @@ def describe(system: str, state: State, options: Options) -> dict[str, Any]:
 
 
 def _sizes(state: State, options: Options) -> dict[str, Any]:
+    width, heads = state["transformer.encoder.layers.0.norm1.weight"].shape[0], options.get("nheads", 8)
+    if width % heads:
+        raise BadCheckpoint(f"the checkpoint is {width} wide, which {heads} heads (option nheads) cannot divide")
     queries = ("query_embed", "refpoint_embed", "transformer.tgt_embed", "transformer.refpoint_embed")
     found = (state[f"{name}.weight"].shape[0] for name in queries if f"{name}.weight" in state)
     levels = len({name.split(".")[1] for name in state if re.fullmatch(r"input_proj\.\d+\.0\.weight", name)})
     return {
-        "width": state["transformer.encoder.layers.0.norm1.weight"].shape[0],
-        "num_heads": options.get("nheads", 8),
+        "width": width,
+        "num_heads": heads,
         "feed_forward": state["transformer.encoder.layers.0.linear1.weight"].shape[0],
         "encoder_layers": count_layers(state, "encoder"),
         "decoder_layers": count_layers(state, "decoder"),

@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from detection.official_layout import UNUSED
+from detection.official_layout import UNUSED, some
 from momentdetr.detr.official import Place, gather, left_over
 from momentdetr.errors import BadCheckpoint
+
+SYSTEMS = ("co_deformable_detr", "co_dino")
 
 _T = "query_head.transformer"
 _DEFORMABLE = {
@@ -213,12 +215,10 @@ def to_ours(state: Mapping[str, Tensor], names: Iterable[str], config: Mapping[s
     used = {official for official, _ in places.values()}
     missing = sorted(used - set(state))
     if missing:
-        raise BadCheckpoint(f"the checkpoint lacks {missing[0]!r} and {len(missing) - 1} other tensors of this system")
+        raise BadCheckpoint(f"the checkpoint lacks {some(missing)} of this system")
     left = left_over(state, used, UNUSED)
     if left:
-        raise BadCheckpoint(
-            f"the checkpoint holds {left[0]!r} and {len(left) - 1} other tensors that this system has no place for"
-        )
+        raise BadCheckpoint(f"the checkpoint holds {some(left)}, and this system has no place for that")
     return gather(state, places)
 
 

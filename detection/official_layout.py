@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -106,18 +106,22 @@ def to_ours(
     used = {official_name for official_name, _ in places.values()}
     missing = sorted(used - set(official))
     if missing:
-        raise BadCheckpoint(f"the checkpoint lacks {missing[0]!r} and {len(missing) - 1} other tensors of this system")
+        raise BadCheckpoint(f"the checkpoint lacks {some(missing)} of this system")
     repeats = {name: repeated(name, used) for name in left_over(official, used, UNUSED)}
     left = [name for name, original in repeats.items() if original is None]
     if left:
-        raise BadCheckpoint(
-            f"the checkpoint holds {left[0]!r} and {len(left) - 1} other tensors that this system has no place for"
-        )
+        raise BadCheckpoint(f"the checkpoint holds {some(left)}, and this system has no place for that")
     for name, original in repeats.items():
         assert original is not None
         if not torch.equal(official[name], official[original]):
             raise BadCheckpoint(f"{name!r} should repeat {original!r}, but they differ; the checkpoint is not official")
     return gather(official, places)
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first of many names, and how many more there are."""
+    listed = ", ".join(map(repr, names[:most]))
+    return listed if len(names) <= most else f"{listed} and {len(names) - most} more"
 
 
 def repeated(name: str, used: set[str]) -> str | None:

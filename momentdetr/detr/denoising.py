@@ -83,8 +83,9 @@ class Denoising(nn.Module):
     Args:
         num_classes: K; the label embedding has one more row, which stands for "unknown" (DN-DETR's matching queries).
         width: C.
-        groups: how many times the targets are repeated (DN-DETR: 5), or None: as many as `budget` allows.
-        budget: about how many queries to make in all (DINO: 100 positive ones); used where `groups` is None.
+        groups: how many times the targets are repeated (DN-DETR: 5), or None: as many as `budget` allows; 0: denoising
+            is off, and matching queries are marked as ever.
+        budget: about how many queries to make in all (DINO: 100 positive ones); used where `groups` is None; 0: off.
         contrastive: noise in two rings, the outer one to be refused (DINO).
         label_noise: rate of flipped labels (DN-DETR .2, DINO .25: half of its published .5).
         box_noise: how far boxes move, in units of their size.
@@ -92,6 +93,9 @@ class Denoising(nn.Module):
         unknown: whether matching queries that fill all channels are added to the "unknown" label and marked.
         label_rows: rows of the label embedding; None: K + 1.
         parametrization: of anchors.
+
+    Raises:
+        ValueError: `groups` or `budget` is negative.
     """
 
     def __init__(
@@ -110,6 +114,8 @@ class Denoising(nn.Module):
         parametrization: CenterSize | None = None,
     ) -> None:
         super().__init__()
+        if (groups or 0) < 0 or budget < 0:
+            raise ValueError(f"denoising with groups={groups} and budget={budget}; expected 0 (off) or more")
         self.num_classes, self.groups, self.budget = num_classes, groups, budget
         self.contrastive, self.label_noise, self.box_noise = contrastive, label_noise, box_noise
         self.indicator, self.unknown, self.width = indicator, unknown, width
@@ -120,7 +126,7 @@ class Denoising(nn.Module):
         """Repeats of the targets, given the most targets of a sample."""
         if self.groups is not None:
             return self.groups
-        return max(1, self.budget // max(longest, 1))
+        return max(1, self.budget // max(longest, 1)) if self.budget else 0
 
     def draw(self, rows: int, box_size: int, like: Tensor, generator: torch.Generator | None = None) -> Draws:
         """Fresh noise for `rows` rows of boxes with `box_size` numbers."""
@@ -139,9 +145,9 @@ class Denoising(nn.Module):
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
     ) -> Group | None:
-        """Noised copies of the targets; None where a batch has none."""
+        """Noised copies of the targets; None where a batch has none, or denoising is off."""
         rows = self.rows(targets)
-        if rows is None:
+        if rows is None or rows.groups == 0:
             return None
         labels, boxes = targets.labels[rows.sample, rows.target], targets.boxes[rows.sample, rows.target]
         if draws is None:

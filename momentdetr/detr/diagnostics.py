@@ -1,170 +1,61 @@
 """Instruments that papers of the family look through: pure functions of what a detector did.
 
-`watch` records what each cross-attention of a decoder was given; the other functions read such a record, or outputs
-and assignments.
+Who answers for whom, and how that changes; how far anchors are from boxes; what the encoder's features tell apart;
+training with frozen queries. What attention looks at stands in `diagnostics_attention`, and can be imported from here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from momentdetr.detr.attention import ConditionalCrossAttention, CrossAttention, Guidance
-from momentdetr.detr.decoder import Decoder
-from momentdetr.detr.deformable import DeformableCrossAttention
+from momentdetr.detr.diagnostics_attention import (
+    AttentionMaps,
+    Glance,
+    Sampling,
+    attention_maps,
+    sampling,
+    watch,
+)
 from momentdetr.detr.model import Detector, Detr
 from momentdetr.detr.types import Assignment, Memory, Output, Targets
 
-
-@dataclass(frozen=True)
-class Glance:
-    """What one cross-attention was given.
-
-    Args:
-        attention: the module.
-        content: (B, Q, C).
-        guidance: where its queries look.
-        memory: what they look at.
-    """
-
-    attention: nn.Module
-    content: Tensor
-    guidance: Guidance
-    memory: Memory
-
-
-@contextmanager
-def watch(decoder: Decoder) -> Iterator[list[Glance]]:
-    """Record every layer's cross-attention while the block runs: `with watch(decoder) as glances: model(...)`."""
-    glances: list[Glance] = []
-    handles = [
-        layer.cross_attention.register_forward_pre_hook(lambda module, args: glances.append(Glance(module, *args)))  # type: ignore[union-attr]
-        for layer in decoder.layers
-    ]
-    try:
-        yield glances
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@dataclass(frozen=True)
-class AttentionMaps:
-    """Where each head looks, each (B, H, Q, N), summing to one over the memory.
-
-    Args:
-        content: by what it looks for.
-        spatial: by where it looks.
-        combined: by both, as the model does.
-    """
-
-    content: Tensor
-    spatial: Tensor
-    combined: Tensor
-
-    def on_grid(self, shape: Sequence[int]) -> AttentionMaps:
-        """The same maps as (B, H, Q, *spatial), of a memory of one level."""
-        return AttentionMaps(*(x.unflatten(-1, tuple(shape)) for x in (self.content, self.spatial, self.combined)))
-
-
-def attention_maps(glance: Glance) -> AttentionMaps:
-    """Split dense or conditional cross-attention into content and place (Conditional DETR, figures 1 and 5).
-
-    Raises:
-        ValueError: deformable attention has no such maps; see `sampling`.
-    """
-    if isinstance(glance.attention, ConditionalCrossAttention):
-        content, spatial = _conditional_scores(glance.attention, glance)
-    elif isinstance(glance.attention, CrossAttention):
-        return _dense_maps(glance.attention, glance)
-    else:
-        raise ValueError(f"{type(glance.attention).__name__} has no attention maps; deformable attention has points")
-    mask = glance.memory.mask
-    return AttentionMaps(_softmax(content, mask), _softmax(spatial, mask), _softmax(content + spatial, mask))
-
-
-def _conditional_scores(attention: ConditionalCrossAttention, glance: Glance) -> tuple[Tensor, Tensor]:
-    assert glance.memory.positions is not None
-    assert glance.guidance.sine is not None
-    query, key = attention.query_content(glance.content), attention.key_content(glance.memory.tokens)
-    place = attention.key_position(glance.memory.positions)
-    if attention.query_position is not None:
-        query, key = query + attention.query_position(glance.guidance.positions), key + place
-    # Both halves share the scale of a head that is twice as wide.
-    scale = (2 * query.shape[-1] / attention.num_heads) ** -0.5
-    heads = attention.num_heads
-    return (
-        _scores(query, key, heads) * scale,
-        _scores(attention.query_sine(glance.guidance.sine), place, heads) * scale,
-    )
-
-
-def _dense_maps(attention: CrossAttention, glance: Glance) -> AttentionMaps:
-    """DETR adds content and place before projecting; each alone is what the other's absence leaves."""
-    positions, memory = glance.guidance.positions, glance.memory
-    assert memory.positions is not None
-    scale = (positions.shape[-1] / attention.num_heads) ** -0.5
-
-    def looked(query: Tensor, key: Tensor) -> Tensor:
-        return _softmax(_scores(attention.query(query), attention.key(key), attention.num_heads) * scale, memory.mask)
-
-    return AttentionMaps(
-        content=looked(glance.content, memory.tokens),
-        spatial=looked(positions, memory.positions),
-        combined=looked(glance.content + positions, memory.tokens + memory.positions),
-    )
-
-
-def _scores(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
-    query, key = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key))
-    return query @ key.transpose(-1, -2)
-
-
-def _softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return scores.softmax(-1)
-    # A sample that is all padding is looked at nowhere, as in `attention.attend`.
-    return scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1).nan_to_num()
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Where deformable attention looks.
-
-    Args:
-        locations: (B, Q, H, L, P, D), fractions of each level's padded grid.
-        weights: (B, Q, H, L, P), summing to one over levels and points.
-    """
-
-    locations: Tensor
-    weights: Tensor
-
-
-def sampling(glance: Glance) -> Sampling:
-    """Points and weights of a deformable cross-attention.
-
-    Raises:
-        ValueError: it is not deformable.
-    """
-    attention = glance.attention
-    if not isinstance(attention, DeformableCrossAttention):
-        raise ValueError(f"{type(attention).__name__} samples no points; see `attention_maps`")
-    assert glance.guidance.references is not None
-    queries = glance.content + glance.guidance.positions
-    split = (attention.num_heads, attention.num_levels, attention.num_points)
-    offsets = attention.offsets(queries).unflatten(-1, (*split, attention.num_dims))
-    weights = attention.weights(queries).unflatten(-1, (split[0], -1)).softmax(-1).unflatten(-1, split[1:])
-    return Sampling(attention.locations(offsets, glance.guidance.references, glance.memory), weights)
+__all__ = [
+    "AttentionMaps",
+    "Discriminability",
+    "Glance",
+    "Sampling",
+    "anchor_offsets",
+    "attention_maps",
+    "box_offsets",
+    "discriminability",
+    "feature_scores",
+    "freeze_queries",
+    "instability",
+    "match",
+    "sampling",
+    "target_of_query",
+    "tokens_inside",
+    "watch",
+]
 
 
 def match(detector: Detector, features: Sequence[Tensor], mask: Tensor, targets: Targets) -> Assignment:
-    """Who answers for what, as a detector's last layer is judged; evaluated as at inference."""
+    """Who answers for what, by the last layer's predictions and the criterion's matcher, evaluated as at inference.
+
+    Args:
+        features: maps (B, channels, *spatial), finest first.
+        mask: (B, *spatial) of the input, True where real.
+        targets: M of each sample.
+
+    Returns:
+        the assignment; the detector stays in the mode that it was in.
+    """
     training = detector.training
     try:
         with torch.no_grad():
@@ -174,31 +65,41 @@ def match(detector: Detector, features: Sequence[Tensor], mask: Tensor, targets:
     return detector.criterion.matcher(said, targets)
 
 
-def matched_targets_of(assignment: Assignment, batch: int, num_queries: int) -> Tensor:
-    """Which target each query answers for, -1 for none: (B, Q)."""
+def target_of_query(assignment: Assignment, batch: int, num_queries: int) -> Tensor:
+    """DN-DETR's index vector V: which target each query answers for, -1 for none -> (B, Q)."""
     found = torch.full((batch, num_queries), -1, dtype=torch.long, device=assignment.query.device)
     found[assignment.sample, assignment.query] = assignment.target
     return found
 
 
 def instability(before: Assignment, after: Assignment, batch: int, num_queries: int) -> Tensor:
-    """DN-DETR's IS (Li et al., 2022): queries whose target changed between two epochs, per sample -> (B,).
+    """DN-DETR's IS (Li et al., 2022, arXiv 2203.01305): queries whose target changed between two epochs -> (B,).
+
+    The paper's number of an epoch is the mean over all samples of a validation set. A target that moves from one query
+    to another counts twice: one query lost it, one gained it.
 
     Args:
-        before: the matching of an epoch or checkpoint, of the same samples in the same order; see `match`.
-        after: the matching of a later one.
+        before: the matching of an epoch or checkpoint; see `match`.
+        after: the matching of a later one, of the same samples in the same order.
+        batch: B.
+        num_queries: Q.
     """
-    changed = matched_targets_of(before, batch, num_queries) != matched_targets_of(after, batch, num_queries)
+    changed = target_of_query(before, batch, num_queries) != target_of_query(after, batch, num_queries)
     return changed.sum(1)
 
 
 def anchor_offsets(output: Output, assignment: Assignment, targets: Targets) -> Tensor:
-    """From the anchor that each layer starts from to the box that it should find: (layers, P, A), signed.
+    """From the anchor that each layer starts from to the target that it should find.
 
-    A is D for points and 2D for boxes. DN-DETR's figure is the mean distance of the first layer's centres.
+    The nearer the first anchors, the more locally the queries search, which DN-DETR says denoising teaches.
 
     Args:
-        assignment: of the last layer.
+        output: of a system with anchors or reference points.
+        assignment: P pairs, of the last layer; see `match`.
+        targets: M of each sample.
+
+    Returns:
+        (layers, P, A), target minus anchor in fractions of the input; A is D where a layer has points, else 2D.
 
     Raises:
         ValueError: the system has no anchors.
@@ -209,7 +110,10 @@ def anchor_offsets(output: Output, assignment: Assignment, targets: Targets) -> 
 
 
 def box_offsets(output: Output) -> Tensor:
-    """From the anchor that each layer starts from to the box that it predicts: (layers, B, Q, A), signed.
+    """From the anchor that each layer starts from to the box that it predicts: what each layer adds.
+
+    Returns:
+        (layers, B, Q, A), box minus anchor in fractions of the input; A as in `anchor_offsets`.
 
     Raises:
         ValueError: the system has no anchors.
@@ -219,7 +123,7 @@ def box_offsets(output: Output) -> Tensor:
 
 
 def _anchors(output: Output) -> list[Tensor]:
-    """Each layer's, cut to the coordinates that all of them have."""
+    """Each layer's (B, Q, A), cut to the coordinates that all of them have."""
     if not output.references:
         raise ValueError("this system has no anchors: its queries carry positions only")
     size = min(anchor.shape[-1] for anchor in output.references)
@@ -246,10 +150,16 @@ INTERPOLATIONS = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def feature_scores(memory: Memory) -> Tensor:
-    """Co-DETR's score of each cell of the finest level (B, N_0): how long its feature is, compared with the longest.
+    """Co-DETR's discriminability score of each cell: how long its feature is, compared with the longest.
 
     The norms of a level are divided by the largest of the sample's valid ones; levels are brought to the finest grid
-    and averaged.
+    (in the paper: to the image's pixels) by linear interpolation, and averaged.
+
+    Args:
+        memory: tokens (B, N, C) of all levels, after the encoder; padding counts as length zero.
+
+    Returns:
+        (B, N_0) in [0, 1], of the finest level's cells.
     """
     counts = [math.prod(shape) for shape in memory.level_shapes]
     valid = torch.ones_like(memory.tokens[..., 0], dtype=torch.bool) if memory.mask is None else memory.mask
@@ -263,11 +173,14 @@ def feature_scores(memory: Memory) -> Tensor:
 
 
 def discriminability(memory: Memory, targets: Targets, num_thresholds: int = 51) -> Discriminability:
-    """Co-DETR's IoF-IoB curve (Zong et al., 2023, figure 2) of encoded tokens, over all cells of a batch.
+    """Co-DETR's IoF-IoB curve (Zong et al., 2023, arXiv 2211.12860) of encoded tokens, over all valid cells of a batch.
+
+    A cell belongs to the foreground where its centre lies in a target's box.
 
     Args:
         memory: after the encoder, with references.
         targets: whose insides are the foreground.
+        num_thresholds: S, evenly from 0 to 1.
     """
     scores = feature_scores(memory)
     count = scores.shape[1]
@@ -284,7 +197,7 @@ def discriminability(memory: Memory, targets: Targets, num_thresholds: int = 51)
 
 
 def tokens_inside(memory: Memory, targets: Targets) -> Tensor:
-    """Which tokens' centres lie in a target: (B, N)."""
+    """Which tokens' centres lie in a target's box, its edges included: (B, N)."""
     assert memory.references is not None
     centers, sizes = targets.boxes[:, None].chunk(2, -1)  # (B, 1, M, D)
     distance = (memory.references[:, :, None] - centers).abs()
@@ -294,12 +207,17 @@ def tokens_inside(memory: Memory, targets: Targets) -> Tensor:
 def freeze_queries(trained: Detr, fresh: Detr) -> list[str]:
     """DAB-DETR's experiment on why DETR converges slowly: a fresh model with trained queries that stay as they are.
 
+    If learning the queries were what takes so long, this model would converge faster (Liu et al., 2022, figure 3).
+
     Args:
         trained: whose queries are copied.
-        fresh: another of the same system, changed in place.
+        fresh: another of the same system and sizes, changed in place.
 
     Returns:
-        Names of the parameters that no longer train.
+        names of the parameters that no longer train.
+
+    Raises:
+        RuntimeError: the two have other queries.
     """
     fresh.queries.load_state_dict(trained.queries.state_dict())
     fresh.queries.requires_grad_(False)

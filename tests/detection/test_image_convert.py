@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import detection
-from detection.__main__ import app
+from detection.__main__ import app, main
 from detection.backbone import timm_backbone
 from detection.convert import Conversion, convert, convert_state
 from detection.labels import COCO, class_names
@@ -82,7 +83,7 @@ def test_every_tensor_counts(kind: str) -> None:
             with pytest.raises(BadCheckpoint):
                 converted(without)
         if state[name].dim():
-            with pytest.raises((BadCheckpoint, RuntimeError)):
+            with pytest.raises(BadCheckpoint):
                 converted({**state, name: state[name].repeat(2, *[1] * (state[name].dim() - 1))})
     with pytest.raises(BadCheckpoint, match="no place for"):
         converted({**state, "transformer.surprise.weight": torch.zeros(2)})
@@ -224,3 +225,122 @@ def test_folders_that_are_no_detectors_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"format": "momentdetr-detection/1", "model": {}, "labels": []}')
     with pytest.raises(BadCheckpoint, match=r"no model\.safetensors"):
         detection.load(tmp_path)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """What the command line ends with and says, as from a shell: any traceback fails the test."""
+    monkeypatch.setattr("sys.argv", ["detection", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("official"))[1]
+
+
+BENT = {
+    "transformer.decoder.layers.1.norm3.bias": None,
+    "class_embed.bias": None,
+    "transformer.surprise.weight": (1,),
+    "transformer.encoder.layers.0.linear1.weight": (16, 31),
+    "transformer.encoder.layers.0.norm1.weight": (0,),
+    "input_proj.weight": (),
+    "transformer.decoder.layers.0.self_attn.in_proj_weight": (95, 32),
+    "backbone.0.body.layer1.0.conv1.weight": (64, 64, 5, 5),
+}
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_the_command_line_names_what_is_missing_left_over_or_misshapen(
+    name: str, official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(official, weights_only=False)
+    shape = BENT[name]
+    content["model"].pop(name, None)
+    if shape is not None:
+        content["model"][name] = torch.zeros(shape)
+    torch.save(content, tmp_path / "bent.pth")
+    code, said = run(monkeypatch, capsys, "convert", tmp_path / "bent.pth", tmp_path / "out")
+    assert code == 2
+    assert said.startswith("error: ")
+    assert name in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"nheads": 5}, "32 wide, which 5 heads"),
+        ({"nheads": "four"}, "option nheads is 'four'"),
+        ({"dec_n_points": 0}, "option dec_n_points is 0"),
+        ({"bbox_loss_coef": "five"}, "option bbox_loss_coef is 'five'"),
+        ({"batch_norm_type": "SyncBatchNorm"}, "batch_norm_type='SyncBatchNorm'"),
+        ([], "holds a list"),
+    ],
+)
+def test_the_command_line_refuses_odd_options(
+    options: object,
+    words: str,
+    official: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "options.json").write_text(json.dumps(options))
+    arguments = ("convert", official, tmp_path / "out", "--config", tmp_path / "options.json")
+    code, said = run(monkeypatch, capsys, *arguments)
+    assert (code, said.startswith("error: ")) == (2, True)
+    assert words in said
+
+
+@pytest.mark.parametrize(
+    ("system", "words"),
+    [("dino", "it lacks 'label_enc.weight'"), ("yolo", "known are detr, .*co_dino"), ("co_dino", "names of Co-DETR")],
+)
+def test_the_command_line_refuses_a_wrong_system(
+    system: str,
+    words: str,
+    official: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, said = run(monkeypatch, capsys, "convert", official, tmp_path / "out", "--system", system)
+    assert (code, said.startswith("error: ")) == (2, True)
+    assert re.search(words, said)
+
+
+class Harmful:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_the_command_line_runs_nothing_that_a_file_asks_for(
+    official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(official, weights_only=False)
+    torch.save({**content, "args": Harmful(tmp_path / "harm")}, tmp_path / "harmful.pth")
+    code, said = run(monkeypatch, capsys, "convert", tmp_path / "harmful.pth", tmp_path / "out")
+    assert code == 2
+    assert "cannot be loaded safely" in said
+    assert not (tmp_path / "harm").exists()
+
+
+def test_the_command_line_says_what_it_wrote_and_needs_both_places(
+    official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = run(monkeypatch, capsys, "convert", official, tmp_path / "out")
+    assert (code, said.startswith("detr, ")) == (0, True)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["labels"][90] == "toothbrush"
+    assert run(monkeypatch, capsys, "convert", official)[0] == 2
+    (tmp_path / "file").touch()
+    assert run(monkeypatch, capsys, "convert", official, tmp_path / "file")[0] == 4

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from momentdetr.detr import systems
+from momentdetr.detr import diagnostics, systems
+from momentdetr.detr.attention import CrossAttention, Guidance
+from momentdetr.detr.deformable import attend_points
 from momentdetr.detr.diagnostics import (
+    Glance,
     anchor_offsets,
     attention_maps,
     box_offsets,
@@ -16,6 +20,7 @@ from momentdetr.detr.diagnostics import (
     instability,
     match,
     sampling,
+    target_of_query,
     tokens_inside,
     watch,
 )
@@ -63,15 +68,69 @@ def test_combined_maps_are_what_the_model_looks_with(row: str, num_dims: int) ->
         value = attention.value(glance.memory.tokens).unflatten(-1, (2, -1)).transpose(1, 2)
         mixed = attention.out((seen.combined @ value).transpose(1, 2).flatten(-2))
         torch.testing.assert_close(mixed, attention(glance.content, glance.guidance, glance.memory))
+        product = seen.content * seen.spatial
+        torch.testing.assert_close(product / product.sum(-1, keepdim=True), seen.combined)
 
 
-def test_sampling_is_what_deformable_attention_reads(num_dims: int) -> None:
+@pytest.mark.parametrize("row", ["detr", "conditional_detr", "dab_detr"])
+def test_what_tokens_hold_does_not_move_the_spatial_map_nor_where_they_are_the_one_by_content(row: str) -> None:
+    detector, maps, mask = make(row, 2)
+    with watch(detector.eval().detr.decoder) as glances:
+        detector(maps, mask)
+    glance = glances[1]  # the first layer's content carries positions
+    seen, memory = attention_maps(glance), glance.memory
+    assert memory.positions is not None
+    other = attention_maps(replace(glance, memory=memory.with_tokens(torch.randn_like(memory.tokens))))
+    torch.testing.assert_close(other.spatial, seen.spatial)
+    assert (other.content - seen.content).abs().max() > 1e-3
+    moved = attention_maps(replace(glance, memory=memory.with_positions(torch.randn_like(memory.positions))))
+    torch.testing.assert_close(moved.content, seen.content)
+    assert (moved.spatial - seen.spatial).abs().max() > 1e-3
+
+
+def test_detr_s_spatial_map_equals_a_loop_over_heads() -> None:
+    """Conditional DETR's figure 1: the whole query, content and position, against the keys' positions."""
+    detector, maps, mask = make("detr", 2)
+    with watch(detector.eval().detr.decoder) as glances:
+        detector(maps, mask)
+    glance, size = glances[0], SIZES.width // SIZES.num_heads
+    query = glance.attention.query(glance.content + glance.guidance.positions)
+    key = glance.memory.positions @ glance.attention.key.weight.T
+    found = attention_maps(glance).spatial
+    for sample in range(2):
+        real = glance.memory.mask[sample]
+        for head in range(SIZES.num_heads):
+            part = slice(head * size, (head + 1) * size)
+            scores = query[sample, :, part] @ key[sample, real, part].T / math.sqrt(size)
+            torch.testing.assert_close(found[sample, head][:, real], scores.softmax(-1))
+
+
+def test_an_encoder_s_maps_are_what_it_looks_with(num_dims: int) -> None:
+    detector, maps, mask = make("dab_detr", num_dims)  # its encoder scales the positions
+    with watch(detector.eval().detr.encoder) as glances:
+        detector(maps, mask)
+    assert len(glances) == SIZES.encoder_layers
+    glance, attention = glances[0], glances[0].attention
+    value = attention.value(glance.content).unflatten(-1, (2, -1)).transpose(1, 2)
+    mixed = attention.out((attention_maps(glance).combined @ value).transpose(1, 2).flatten(-2))
+    torch.testing.assert_close(mixed, attention(glance.content, glance.memory))
+
+
+def test_tokens_without_positions_are_told_apart_by_content_alone() -> None:
+    attention, tokens = CrossAttention(8, 2), torch.randn(1, 5, 8)
+    queries = torch.randn(2, 1, 3, 8)
+    seen = attention_maps(Glance(attention, queries[0], Guidance(queries[1]), Memory(tokens)))
+    torch.testing.assert_close(seen.spatial, torch.full((1, 2, 3, 5), 0.2))
+    torch.testing.assert_close(seen.content, seen.combined)
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_sampling_is_what_deformable_attention_reads(num_dims: int, side: str) -> None:
     detector, maps, mask = make("dino", num_dims)
     detector.eval()
-    with watch(detector.detr.decoder) as glances:
+    with watch(getattr(detector.detr, side)) as glances:
         detector(maps, mask)
-    from momentdetr.detr.deformable import attend_points
-
+    assert len(glances) == {"encoder": SIZES.encoder_layers, "decoder": SIZES.decoder_layers}[side]
     for glance in glances:
         points, attention = sampling(glance), glance.attention
         torch.testing.assert_close(points.weights.sum((-1, -2)), torch.ones_like(points.weights.sum((-1, -2))))
@@ -79,7 +138,8 @@ def test_sampling_is_what_deformable_attention_reads(num_dims: int) -> None:
         mixed = attend_points(
             value.unflatten(-1, (2, -1)), glance.memory.level_shapes, points.locations, points.weights
         )
-        torch.testing.assert_close(attention.out(mixed), attention(glance.content, glance.guidance, glance.memory))
+        given = (glance.guidance, glance.memory) if side == "decoder" else (glance.memory,)
+        torch.testing.assert_close(attention.out(mixed), attention(glance.content, *given))
     with pytest.raises(ValueError, match="no attention maps"):
         attention_maps(glances[0])
 
@@ -97,6 +157,7 @@ def test_dense_attention_samples_no_points() -> None:
 def test_instability_counts_changed_targets_by_hand() -> None:
     before = Assignment(torch.tensor([0, 0, 1]), torch.tensor([0, 2, 1]), torch.tensor([1, 0, 0]))
     after = Assignment(torch.tensor([0, 0, 1]), torch.tensor([0, 3, 1]), torch.tensor([1, 0, 0]))
+    assert target_of_query(before, 2, 4).tolist() == [[1, -1, 0, -1], [-1, 0, -1, -1]]
     # Sample 0: query 2 lost target 0 and query 3 gained it; sample 1 did not change.
     assert instability(before, after, 2, 4).tolist() == [2, 0]
     assert instability(before, before, 2, 4).tolist() == [0, 0]
@@ -195,3 +256,14 @@ def test_frozen_queries_stay_while_the_rest_trains() -> None:
     fresh(maps, mask).last.boxes.sum().backward()
     assert fresh.detr.queries.positions.grad is None
     assert fresh.neck.projections[0][0].weight.grad is not None
+
+
+def test_queries_of_another_size_are_not_frozen() -> None:
+    trained, _, _ = make("detr", 1)
+    other = systems.detr(Task(1, (6, 8), 3), replace(SIZES, num_queries=5))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        freeze_queries(trained.detr, other.detr)
+
+
+def test_everything_is_importable_from_one_place() -> None:
+    assert all(hasattr(diagnostics, name) for name in diagnostics.__all__)

@@ -3,54 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import pytest
 import torch
+from every_row import CLASSES, ROWS, SIZES, build, make_targets
 from torch import Tensor
 
 from momentdetr.detr import systems
-from momentdetr.detr.assembly import Positions, Sizes, Task
-from momentdetr.detr.denoising import Denoising
-from momentdetr.detr.model import Detector
-from momentdetr.detr.types import Targets
-
-CLASSES = 3
-SIZES = Sizes(
-    width=24,
-    num_heads=2,
-    feed_forward=16,
-    encoder_layers=1,
-    decoder_layers=2,
-    num_queries=6,
-    num_levels=3,
-    num_points=2,
-    group_norm=4,
-)
-Row = Callable[[Task], Detector]
-ROWS: dict[str, Row] = {
-    "detr": lambda task: systems.detr(task, SIZES),
-    "detr, pre-norm": lambda task: systems.detr(task, SIZES, pre_norm=True),
-    "detr, learned positions": lambda task: systems.detr(task, SIZES, positions=Positions(learned=True)),
-    "conditional_detr": lambda task: systems.conditional_detr(task, SIZES),
-    "deformable_detr": lambda task: systems.deformable_detr(task, SIZES),
-    "deformable_detr, refine": lambda task: systems.deformable_detr(task, SIZES, refine=True),
-    "deformable_detr, two-stage": lambda task: systems.deformable_detr(task, SIZES, refine=True, two_stage=True),
-    "dab_detr": lambda task: systems.dab_detr(task, SIZES),
-    "dab_detr, patterns": lambda task: systems.dab_detr(task, SIZES, num_patterns=2),
-    "dab_deformable_detr": lambda task: systems.dab_deformable_detr(task, SIZES),
-    "dab_deformable_detr, patterns": lambda task: systems.dab_deformable_detr(task, SIZES, num_patterns=2),
-    "dn_detr": lambda task: systems.dn_detr(task, SIZES, groups=2),
-    "dn_detr, patterns": lambda task: systems.dn_detr(task, SIZES, groups=2, num_patterns=2),
-    "dn_deformable_detr": lambda task: systems.dn_deformable_detr(task, SIZES, groups=2),
-    "dn_dino": lambda task: systems.dn_dino(task, SIZES),
-    "dino": lambda task: systems.dino(task, SIZES, denoising=contrastive(task)),
-    "dino, unshared": lambda task: systems.dino(
-        task, SIZES, shared_classes=False, shared_boxes=False, denoising=contrastive(task)
-    ),
-    "dino, one-stage": lambda task: systems.dino(task, SIZES, two_stage=False, denoising=contrastive(task)),
-    "dino, tokens": lambda task: systems.dino(task, SIZES, learned_content=False, denoising=contrastive(task)),
-}
+from momentdetr.detr.assembly import Task
 
 # What no loss can move: a key's bias shifts all scores of a softmax alike; and a first dense self-attention mixes
 # contents that are all zero, so that nothing before its mixture matters.
@@ -61,19 +21,6 @@ SILENT = (
 
 
 PRE_NORM = (r"detr\.decoder\.layers\.0\.norm_self\.weight",)  # a norm of nothing
-
-
-def contrastive(task: Task) -> Denoising:
-    return Denoising(task.num_classes, SIZES.width, groups=2, contrastive=True, indicator=False)
-
-
-def build(row: str, num_dims: int) -> Detector:
-    torch.manual_seed(0)
-    detector = ROWS[row](Task(num_dims, (5, 7), CLASSES))
-    with torch.no_grad():  # heads that start at zero hide what lies behind them
-        for parameter in detector.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return detector
 
 
 def make_inputs(num_dims: int) -> tuple[list[Tensor], Tensor]:
@@ -87,14 +34,6 @@ def make_inputs(num_dims: int) -> tuple[list[Tensor], Tensor]:
         for channels, level in ((5, 1), (7, 2))
     ]
     return maps, mask
-
-
-def make_targets(num_dims: int, counts: tuple[int, ...] = (2, 1)) -> Targets:
-    generator = torch.Generator().manual_seed(6)
-    most = max(1, *counts)
-    mask = torch.arange(most) < torch.tensor(counts)[:, None]
-    boxes = torch.rand(len(counts), most, 2 * num_dims, generator=generator) * 0.4 + 0.3
-    return Targets(torch.randint(0, CLASSES, mask.shape, generator=generator), boxes, mask)
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -126,7 +65,7 @@ def test_answers_have_the_family_s_form(row: str, num_dims: int) -> None:
 @pytest.mark.parametrize("row", ROWS)
 def test_no_targets_cost_only_background(row: str, num_dims: int) -> None:
     detector, (maps, mask) = build(row, num_dims), make_inputs(num_dims)
-    losses = detector.loss(maps, mask, make_targets(num_dims, (0, 0)))
+    losses = detector.loss(maps, mask, make_targets(num_dims, (0, 0), room=1))
     losses.total.backward()
     assert losses.total.isfinite()
     assert all(value == 0 for name, value in losses.terms.items() if not name.startswith("class"))
