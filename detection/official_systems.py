@@ -177,8 +177,12 @@ def _paired(state: State, options: Options) -> dict[str, Any]:
 
 
 def _contrastive(state: State, options: Options) -> dict[str, Any]:
-    """DINO's: below fifty, `dn_number` is half of a number of groups; from fifty on a budget of queries."""
-    number = options.get("dn_number", 100)
+    """DINO's: below fifty, `dn_number` is half of a number of groups; from fifty on a budget of queries.
+
+    Without `use_dn` the official code still makes one group, and leaves its losses out of the sum.
+    """
+    used = options.get("use_dn", True)
+    number = options.get("dn_number", 100) if used else 0
     return {
         "groups": max(1, 2 * number) if number < 50 else None,
         "budget": number,
@@ -187,6 +191,7 @@ def _contrastive(state: State, options: Options) -> dict[str, Any]:
         "box_noise": options.get("dn_box_noise_scale", 1.0),
         "indicator": False,
         "label_rows": state["label_enc.weight"].shape[0],
+        "weight": float(used),
     }
 
 

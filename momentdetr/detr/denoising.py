@@ -92,6 +92,7 @@ class Denoising(nn.Module):
         indicator: the last channel of content tells denoising (1) from matching (0) queries (DN-DETR).
         unknown: whether matching queries that fill all channels are added to the "unknown" label and marked.
         label_rows: rows of the label embedding; None: K + 1.
+        weight: of the groups' losses.
         parametrization: of anchors.
 
     Raises:
@@ -111,6 +112,7 @@ class Denoising(nn.Module):
         indicator: bool = True,
         unknown: bool = True,
         label_rows: int | None = None,
+        weight: float = 1.0,
         parametrization: CenterSize | None = None,
     ) -> None:
         super().__init__()
@@ -118,7 +120,7 @@ class Denoising(nn.Module):
             raise ValueError(f"denoising with groups={groups} and budget={budget}; expected 0 (off) or more")
         self.num_classes, self.groups, self.budget = num_classes, groups, budget
         self.contrastive, self.label_noise, self.box_noise = contrastive, label_noise, box_noise
-        self.indicator, self.unknown, self.width = indicator, unknown, width
+        self.indicator, self.unknown, self.width, self.weight = indicator, unknown, width, weight
         self.labels = nn.Embedding(num_classes + 1 if label_rows is None else label_rows, width - indicator)
         self.parametrization = CenterSize(1e-3) if parametrization is None else parametrization
 
@@ -234,7 +236,7 @@ class Denoising(nn.Module):
         total = group.rows.total
         names = ["denoising", *(f"denoising_{index}" for index in range(len(output.layers) - 1))]
         supervisions = [
-            replace(supervision, auxiliary=name != "denoising")
+            replace(supervision, auxiliary=name != "denoising", weight=self.weight)
             for name, said in zip(names, (output.last, *output.layers[:-1]), strict=True)
             for supervision in self.judge(name, _part(said, slice(0, total)), group.rows, targets)
         ]

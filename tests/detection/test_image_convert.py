@@ -152,6 +152,15 @@ def test_options_become_losses_noise_and_answers() -> None:
     assert model.top == 7
 
 
+def test_dino_without_denoising_still_makes_one_group_of_no_weight() -> None:
+    _, _, state = made("dino")
+    _, model = converted(state, use_dn=False, dn_number=100)
+    denoising = model.detector.detr.denoising
+    assert denoising is not None
+    assert denoising.num_groups(5) == 1
+    assert denoising.weight == 0
+
+
 def test_what_no_row_computes_is_refused_by_name() -> None:
     _, _, state = made("dino")
     with pytest.raises(BadCheckpoint, match="decoder_sa_type='ca_label'"):

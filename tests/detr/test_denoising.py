@@ -4,11 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from momentdetr.detr.assembly import Sizes, Task
 from momentdetr.detr.boxes import inverse_sigmoid, to_center_size, to_corners
 from momentdetr.detr.denoising import Denoising, Draws, Group, PairedDenoising, touch
+from momentdetr.detr.systems import dino
 from momentdetr.detr.types import Output, Predictions, Queries, Targets
 
 WIDTH, CLASSES, MATCHING = 8, 5, 3
+CHANNELS = (4, 6)
+SIZES = Sizes(WIDTH, 2, 8, encoder_layers=1, decoder_layers=2, num_queries=4, num_levels=2, num_points=2, group_norm=2)
 
 
 def make_targets(num_dims: int) -> Targets:
@@ -187,6 +191,23 @@ def test_splitting_gives_the_matching_queries_back(kind: str, num_dims: int) -> 
     assert split.hidden.shape[2] == split.references[0].shape[1] == MATCHING
     assert {s.name for s in split.supervisions} == {"denoising", "denoising_0"}
     assert {s.name for s in split.supervisions if s.auxiliary} == {"denoising_0"}
+
+
+def test_groups_of_no_weight_are_judged_but_not_summed() -> None:
+    """DINO's code without `use_dn`."""
+    task = Task(2, CHANNELS, CLASSES)
+    quiet, loud = (dino(task, SIZES, denoising=make("contrastive", groups=1, weight=weight)) for weight in (0.0, 1.0))
+    quiet.load_state_dict(loud.state_dict())
+    maps = [torch.randn(3, CHANNELS[0], 6, 8), torch.randn(3, CHANNELS[1], 3, 4)]
+    mask, targets = torch.ones(3, 12, 16, dtype=torch.bool), make_targets(2)
+    without, whole = (
+        detector.loss(maps, mask, targets, generator=torch.Generator().manual_seed(0)) for detector in (quiet, loud)
+    )
+    assert without.terms.keys() == whole.terms.keys()
+    torch.testing.assert_close(without.terms["class_denoising"], whole.terms["class_denoising"])
+    weights = loud.criterion.weights
+    noised = [value * weights[name.split("_")[0]] for name, value in whole.terms.items() if "denoising" in name]
+    torch.testing.assert_close(whole.total - without.total, torch.stack(noised).sum())
 
 
 def judged_pairs(denoising: Denoising, num_dims: int) -> tuple[list[tuple[Tensor, Tensor, Tensor, Tensor]], Tensor]:
