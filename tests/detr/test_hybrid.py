@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+from every_row import HEADS, SIZES
 from torch import Tensor, nn
 
 from momentdetr.detr.anchors import Pyramid
-from momentdetr.detr.assembly import Sizes, Task
+from momentdetr.detr.assembly import Task
 from momentdetr.detr.assignment_dense import BACKGROUND, Candidates, target_corners
 from momentdetr.detr.boxes import giou, to_corners
 from momentdetr.detr.dense_head import AtssHead, centerness
@@ -16,7 +18,7 @@ from momentdetr.detr.hybrid import HybridHeads, PositiveQueries
 from momentdetr.detr.model import Detector
 from momentdetr.detr.region_proposals import RegionProposals
 from momentdetr.detr.roi_head import FasterRcnn, RegionHead
-from momentdetr.detr.systems_hybrid import Heads, co_deformable_detr, co_dino
+from momentdetr.detr.systems_hybrid import co_deformable_detr, co_dino
 from momentdetr.detr.types import Targets
 
 CLASSES = 5
@@ -47,19 +49,7 @@ def without(targets: Targets) -> Targets:
 def small(make: Callable[..., Detector], num_dims: int, stride: float = 2) -> tuple[Detector, list[Tensor], Tensor]:
     """A row at small size, its weights shaken so that none of them is silent, with maps and a mask."""
     torch.manual_seed(0)
-    sizes = Sizes(
-        width=24,
-        num_heads=2,
-        feed_forward=16,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_queries=6,
-        num_levels=3,
-        num_points=2,
-        group_norm=4,
-    )
-    heads = Heads(stride=stride, hidden=16, bins=2, proposals=20, per_level=50, anchors=16, regions=12)
-    detector = make(Task(num_dims, (8, 12), CLASSES), sizes, heads=heads)
+    detector = make(Task(num_dims, (8, 12), CLASSES), SIZES, heads=replace(HEADS, stride=stride))
     for parameter in detector.parameters():
         nn.init.normal_(parameter, std=0.2)
     maps = [torch.randn(2, 8, *[8] * num_dims), torch.randn(2, 12, *[4] * num_dims)]
