@@ -81,6 +81,7 @@ UNMOVED = {
         "the first self-attention mixes contents that are all zero"
     ),
     r"detector\.detr\.decoder\.layers\.0\.norm_self\.weight": "it scales contents that are all zero",
+    r"detector\.detr\.hybrid\.heads\.1\.scales\.\d": "no target has an anchor of this level (ATSS)",
 }
 """What no loss can move, and why."""
 
