@@ -137,9 +137,9 @@ def convert_state(
         model = build(config, backbone)
     except ValueError as error:
         raise BadCheckpoint(f"this is not a complete checkpoint of {system}: {error}") from error
-    names, layout = _backbone_names(config, backbone), code_base.layout(state)
-    ours = to_ours(state, model.state_dict().keys(), layout, names)
-    _refuse_misshapen(state, ours, model.state_dict(), layout, names)
+    backbone_names, official_layout = _backbone_names(config, backbone), code_base.layout(state)
+    ours = to_ours(state, model.state_dict().keys(), official_layout, backbone_names)
+    _refuse_misshapen(state, ours, model.state_dict(), official_layout, backbone_names)
     load_strictly(model, ours)
     about = {"layout": "official", **({"left_out": left_out} if left_out else {})}
     return Conversion(config, ours, class_names(config["num_classes"]), about)
