@@ -31,7 +31,7 @@ class Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("batch", "cells", "queries", "heads", "channels", "levels", "points")),
         *((name, ctypes.c_int64) for name in ("dims", "kind", "value_type", "offsets_type", "logits_type")),
-        *((name, ctypes.c_int64) for name in ("instructions", "threads", "slots")),
+        *((name, ctypes.c_int64) for name in ("instructions", "threads", "slots", "by_level")),
         *((name, ctypes.c_void_p) for name in ("shapes", "value", "references", "offsets", "logits", "copies")),
         *((name, ctypes.c_void_p) for name in ("output", "grad_output", "weights", "grad_copies", "grad_value")),
         *((name, ctypes.c_void_p) for name in ("grad_offsets", "grad_logits", "grad_references")),
@@ -92,9 +92,11 @@ def backward(
         return torch_fallback.backward(grad_output, value, shapes, references, offsets, logits)
     call = _Call(value, shapes, references, offsets, logits)
     call.arguments.grad_output = call.keep(grad_output.to(call.value.dtype))
+    call.arguments.by_level = 2 * call.arguments.threads > value.shape[0] * value.shape[2]
     if call.worth_copying():
-        call.arguments.slots = 1
-        rows = call.arguments.threads, max(math.prod(shape) for shape in shapes), value.shape[-1]
+        most = max(math.prod(shape) for shape in shapes) if call.arguments.by_level else value.shape[1]
+        call.arguments.slots = most
+        rows = call.arguments.threads, most, value.shape[-1]
         call.new("copies", rows, call.value.dtype)
         call.new("grad_copies", rows, call.real)
         grad_value = call.new("grad_value", value.shape, call.value.dtype)

@@ -5,9 +5,9 @@
  * Forward. The rows of one head lie H * C apart. Where there are many queries, a few heads at a time ("slots") are
  * first copied so that their rows lie side by side; then threads share the blocks of queries.
  *
- * Backward. One task for each level, sample and head: it alone writes its cells of grad_value and its points'
- * gradients, in the order of the queries, so nothing is atomic and every run gives the same bits. It copies its own
- * cells where that pays. A last pass turns what tasks left behind into gradients of logits, offsets and references. */
+ * Backward. One task for each sample and head, or for each of its levels where threads are many: it alone writes its
+ * cells of grad_value and its points' gradients, in the order of the queries, so nothing is atomic and every run gives
+ * the same bits, however many threads there are. It copies its own cells where that pays. A last pass turns what tasks left behind into gradients of logits, offsets and references. */
 
 #include <math.h>
 #include <stddef.h>
@@ -27,18 +27,19 @@ typedef struct {
     int64_t value_type, offsets_type, logits_type; /* the latter two: the arithmetic's own type or BFLOAT16 */
     int64_t instructions;                          /* 0 portable, 1 AVX2, 2 AVX-512 */
     int64_t threads;
-    int64_t slots;          /* forward: heads copied at a time; backward: whether tasks copy; 0: rows are used in place */
+    int64_t slots;          /* forward: heads copied at a time; backward: rows copied by a task; 0: used in place */
+    int64_t by_level;       /* backward: whether a task is one level of a head, not all */
     const int64_t *shapes;  /* (L, D), natural order */
     const void *value;      /* (B, S, H, C) */
     const double *references; /* (B, Q, L, D or 2D), not for PLAIN */
     const void *offsets;    /* (B, Q, H, L, P, D) */
     const void *logits;     /* (B, Q, H, L, P) */
-    void *copies;           /* forward: slots x (S, C) values; backward: threads x (largest level, C) */
+    void *copies;           /* forward: slots x (S, C) values; backward: threads x (slots, C) */
     void *output;           /* (B, Q, H, C) values */
     /* backward only; REAL is float, or double for values of FLOAT64 */
     const void *grad_output; /* (B, Q, H, C) values */
     void *weights;           /* (B, Q, H, L, P) REAL, filled here */
-    void *grad_copies;       /* threads x (largest level, C) REAL */
+    void *grad_copies;       /* threads x (slots, C) REAL */
     void *grad_value;        /* (B, S, H, C): values where tasks copy, otherwise REAL and zero at the start */
     void *grad_offsets;      /* (B, Q, H, L, P, D) REAL */
     void *grad_logits;       /* (B, Q, H, L, P) REAL */
@@ -49,7 +50,7 @@ typedef struct { /* one instruction set's functions for one type of value */
     void (*copy)(const Args *, int64_t slot, int64_t head, int64_t from, int64_t to);
     void (*look)(const Args *, int64_t slot, int64_t head, int64_t from, int64_t to);
     void (*weigh)(const Args *, int64_t from, int64_t to);
-    void (*scatter)(const Args *, int64_t thread, int64_t head, int64_t level);
+    void (*scatter)(const Args *, int64_t thread, int64_t head, int64_t from_level, int64_t to_level);
     void (*finish)(const Args *, int64_t from, int64_t to);
 } Functions;
 
@@ -59,6 +60,13 @@ typedef struct { /* one instruction set's functions for one type of value */
 #define NAME(x) JOIN(x, SUFFIX)
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* The first row of a level; of the level after the last: the number of rows. */
+static inline int64_t first_row(const Args *a, int64_t level) {
+    int64_t row = 0;
+    for (int64_t l = 0; l < level; l++) row += a->shapes[l * a->dims] * (a->dims == 2 ? a->shapes[l * a->dims + 1] : 1);
+    return row;
+}
 
 /* The same arithmetic for every instruction set: TARGET, BYTES of a vector; and for every type of value. */
 #define TARGET
@@ -168,6 +176,7 @@ void momentdetr_forward(const Args *a) {
 void momentdetr_backward(const Args *a) {
     const Functions *f = FUNCTIONS[a->instructions][a->value_type];
     int64_t heads = a->batch * a->heads, rows = a->batch * a->queries, blocks = (rows + QUERIES - 1) / QUERIES;
+    int64_t tasks = a->by_level ? a->levels : 1;
 #pragma omp parallel num_threads((int)a->threads)
     {
 #ifdef _OPENMP
@@ -178,7 +187,10 @@ void momentdetr_backward(const Args *a) {
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < blocks; i++) f->weigh(a, i * QUERIES, least((i + 1) * QUERIES, rows));
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < heads * a->levels; i++) f->scatter(a, thread, i % heads, i / heads);
+        for (int64_t i = 0; i < heads * tasks; i++) {
+            int64_t level = i / heads;
+            f->scatter(a, thread, i % heads, level, tasks == 1 ? a->levels : level + 1);
+        }
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < blocks; i++) f->finish(a, i * QUERIES, least((i + 1) * QUERIES, rows));
     }

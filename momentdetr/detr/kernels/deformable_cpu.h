@@ -153,18 +153,28 @@ TARGET INLINE void NAME(unpack)(const Args *a, Lanes *lanes, int64_t at, int64_t
     }
 }
 
-/* What never changes about the lanes of a batch: their levels. */
-TARGET INLINE void NAME(prepare)(const Args *a, Lanes *lanes, int64_t queries, int64_t from, int64_t to, int D, int local) {
+/* Ask for what the queries from `from` to `to` will need: a head's numbers lie so far apart that nobody foresees it. */
+TARGET INLINE void NAME(expect)(const Args *a, int64_t sample, int64_t head, int64_t from, int64_t to, const void *output) {
+    int64_t K = a->levels * a->points, line = 64;
+    int64_t offsets = K * a->dims * (int64_t)(a->offsets_type == BFLOAT16 ? 2 : sizeof(Real));
+    int64_t logits = K * (int64_t)(a->logits_type == BFLOAT16 ? 2 : sizeof(Real)), row = a->channels * (int64_t)sizeof(Value);
+    for (int64_t query = from; query < to; query++) {
+        int64_t at = (sample * a->queries + query) * a->heads + head;
+        for (int64_t i = 0; i < offsets; i += line) __builtin_prefetch((const char *)a->offsets + at * offsets + i);
+        for (int64_t i = 0; i < logits; i += line) __builtin_prefetch((const char *)a->logits + at * logits + i);
+        for (int64_t i = 0; i < row; i += line) __builtin_prefetch((const char *)output + at * row + i);
+    }
+}
+
+/* What never changes about the lanes of a batch: their levels. Rows are counted from the first level's. */
+TARGET INLINE void NAME(prepare)(const Args *a, Lanes *lanes, int64_t queries, int64_t from, int64_t to, int D) {
     int64_t at = 0;
     for (int64_t query = 0; query < queries; query++)
-        for (int64_t level = 0, start = 0; level < to; level++) {
-            int64_t cells = a->shapes[level * D] * (D == 2 ? a->shapes[level * D + 1] : 1);
-            for (int64_t p = 0; level >= from && p < a->points; p++, at++) {
-                lanes->start[at] = local ? 0 : (Int)start;
+        for (int64_t level = from; level < to; level++)
+            for (int64_t p = 0; p < a->points; p++, at++) {
+                lanes->start[at] = (Int)(first_row(a, level) - first_row(a, from));
                 for (int d = 0; d < D; d++) lanes->size[d][at] = (Int)a->shapes[level * D + d];
             }
-            start += cells;
-        }
     for (int64_t end = at + WIDTH; at < end; at++) { /* the rest of the last vector is computed, too, and not used */
         lanes->start[at] = 0, lanes->size[0][at] = lanes->size[1][at] = 1, lanes->weight[at] = 0;
         for (int d = 0; d < 2; d++) lanes->rest[d][at] = 0, lanes->cell[d][at] = 0;
@@ -309,9 +319,10 @@ TARGET INLINE void NAME(look_in)(const Args *a, int64_t slot, int64_t head, int6
     int64_t sample = head / a->heads, h = head % a->heads, stride = a->slots ? C : a->heads * C;
     const Value *rows = a->slots ? (const Value *)a->copies + slot * a->cells * C
                                  : (const Value *)a->value + (sample * a->cells * a->heads + h) * C;
-    NAME(prepare)(a, &lanes, batch, 0, a->levels, D, 0);
+    NAME(prepare)(a, &lanes, batch, 0, a->levels, D);
     for (int64_t first = from; first < to; first += batch) {
         int64_t count = least(batch, to - first);
+        NAME(expect)(a, sample, h, first + count, least(first + 2 * count, to), a->output);
         for (int64_t i = 0; i < count; i++) {
             int64_t query = sample * a->queries + first + i;
             NAME(unpack)(a, &lanes, i * K, query, h, 0, a->levels, D);
@@ -379,40 +390,32 @@ TARGET INLINE void NAME(sums)(const Vector *v, Real *sum) {
 #endif
 }
 
-/* Four corners, of one point or (D = 1) of two, in `N` vectors of channels: dot products, and shares of the gradient. */
-TARGET INLINE void NAME(write)(const Vector *gradient, const Value *const *rows, Real *const *grads, const Real *share,
-                               Real *dot, const int N) {
+/* Four corners at most, of one point or two, in `N` vectors of channels: dot products, and shares of the gradient. */
+TARGET INLINE void NAME(write)(Lanes *lanes, int64_t at, int corners, const Value *rows, Real *grads, int64_t stride,
+                               const Vector *gradient, int D, const int N) {
     Vector product[4];
+    Real dot[4];
     for (int c = 0; c < 4; c++) {
         product[c] = (Vector){0};
+        if (c >= corners) continue;
+        int64_t row = lanes->row[c & ((1 << D) - 1)][at + (c >> D)] * stride;
+        Real share = lanes->share[c & ((1 << D) - 1)][at + (c >> D)];
         for (int n = 0; n < N; n++) {
-            product[c] += gradient[n] * NAME(load)(rows[c] + n * WIDTH);
-            NAME(put)(grads[c] + n * WIDTH, NAME(get)(grads[c] + n * WIDTH) + share[c] * gradient[n]);
+            product[c] += gradient[n] * NAME(load)(rows + row + n * WIDTH);
+            NAME(put)(grads + row + n * WIDTH, NAME(get)(grads + row + n * WIDTH) + share * gradient[n]);
         }
     }
     NAME(sums)(product, dot);
+    for (int c = 0; c < corners; c++) lanes->dot[c & ((1 << D) - 1)][at + (c >> D)] += dot[c];
 }
 
 TARGET INLINE void NAME(write_block)(Lanes *lanes, int64_t at, int64_t count, const Value *rows, Real *grads, int64_t stride,
                                      const Value *output, int D, const int N) {
     Vector gradient[BLOCK * sizeof(Real) / BYTES];
-    Real unused[BLOCK] = {0}; /* where the second of two points is missing */
     for (int n = 0; n < N; n++) gradient[n] = NAME(load)(output + n * WIDTH);
-    for (int64_t i = at; i < at + count; i += D == 1 ? 2 : 1) {
-        const Value *from[4];
-        Real *to[4], share[4], dot[4];
-        for (int c = 0; c < 4; c++) {
-            int64_t lane = D == 1 ? i + c / 2 : i, corner = D == 1 ? c % 2 : c;
-            int there = lane < at + count;
-            int64_t row = there ? lanes->row[corner][lane] * stride : 0;
-            from[c] = rows + row, to[c] = there ? grads + row : unused, share[c] = there ? lanes->share[corner][lane] : 0;
-        }
-        NAME(write)(gradient, from, to, share, dot, N);
-        for (int c = 0; c < 4; c++) {
-            int64_t lane = D == 1 ? i + c / 2 : i, corner = D == 1 ? c % 2 : c;
-            if (lane < at + count) lanes->dot[corner][lane] += dot[c];
-        }
-    }
+    int64_t i = at, end = at + count, step = D == 1 ? 2 : 1;
+    for (; i + step <= end; i += step) NAME(write)(lanes, i, 4, rows, grads, stride, gradient, D, N);
+    if (i < end) NAME(write)(lanes, i, 2, rows, grads, stride, gradient, D, N);
 }
 
 TARGET INLINE void NAME(write_row)(Lanes *lanes, int64_t at, int64_t count, const Value *rows, Real *grads, int64_t stride,
@@ -457,62 +460,60 @@ TARGET INLINE void NAME(differentiate)(Lanes *lanes, int64_t count, int D) {
     }
 }
 
-TARGET INLINE void NAME(scatter_in)(const Args *a, int64_t thread, int64_t head, int64_t level, int D) {
+TARGET INLINE void NAME(scatter_in)(const Args *a, int64_t thread, int64_t head, int64_t from, int64_t to, int D) {
     Lanes lanes;
-    int64_t P = a->points, K = a->levels * P, batch = P < BATCH ? BATCH / P : 1, C = a->channels;
+    int64_t P = a->points, K = (to - from) * P, batch = K < BATCH ? BATCH / K : 1, C = a->channels;
     int64_t sample = head / a->heads, h = head % a->heads, stride = a->slots ? C : a->heads * C;
-    int64_t start = 0, cells = 0, largest = 0;
-    for (int64_t l = 0; l < a->levels; l++) {
-        int64_t count = a->shapes[l * D] * (D == 2 ? a->shapes[l * D + 1] : 1);
-        start += l < level ? count : 0, cells = l == level ? count : cells, largest = count > largest ? count : largest;
-    }
-    int64_t first_row = (sample * a->cells + start) * a->heads + h;
-    const Value *rows = (const Value *)a->value + first_row * C;
-    Real *grads = (Real *)a->grad_value + first_row * C;
+    int64_t start = first_row(a, from), cells = first_row(a, to) - start;
+    int64_t first_number = ((sample * a->cells + start) * a->heads + h) * C;
+    const Value *rows = (const Value *)a->value + first_number;
+    Real *grads = (Real *)a->grad_value + first_number;
     if (a->slots) {
-        Value *copy = (Value *)a->copies + thread * largest * C;
+        Value *copy = (Value *)a->copies + thread * a->slots * C;
         NAME(pack)(a, head, start, start + cells, copy);
-        rows = copy, grads = (Real *)a->grad_copies + thread * largest * C;
+        rows = copy, grads = (Real *)a->grad_copies + thread * a->slots * C;
         memset(grads, 0, (size_t)(cells * C) * sizeof *grads);
     }
-    NAME(prepare)(a, &lanes, batch, level, level + 1, D, 1);
+    NAME(prepare)(a, &lanes, batch, from, to, D);
     for (int64_t first = 0; first < a->queries; first += batch) {
         int64_t count = least(batch, a->queries - first);
+        NAME(expect)(a, sample, h, first + count, least(first + 2 * count, a->queries), a->grad_output);
         for (int64_t i = 0; i < count; i++) {
             int64_t query = sample * a->queries + first + i;
-            NAME(unpack)(a, &lanes, i * P, query, h, level, level + 1, D);
-            memcpy(lanes.weight + i * P, (Real *)a->weights + (query * a->heads + h) * K + level * P, (size_t)P * sizeof(Real));
+            int64_t at = ((query * a->heads + h) * a->levels + from) * P;
+            NAME(unpack)(a, &lanes, i * K, query, h, from, to, D);
+            memcpy(lanes.weight + i * K, (Real *)a->weights + at, (size_t)K * sizeof(Real));
         }
-        NAME(locate)(&lanes, count * P, D);
+        NAME(locate)(&lanes, count * K, D);
         for (int64_t i = 0; i < count; i++) {
             int64_t row = (sample * a->queries + first + i) * a->heads + h;
-            NAME(write_row)(&lanes, i * P, P, rows, grads, stride, (const Value *)a->grad_output + row * C, C, D);
+            NAME(write_row)(&lanes, i * K, K, rows, grads, stride, (const Value *)a->grad_output + row * C, C, D);
         }
-        NAME(differentiate)(&lanes, count * P, D);
+        NAME(differentiate)(&lanes, count * K, D);
         for (int64_t i = 0; i < count; i++) {
-            int64_t at = (((sample * a->queries + first + i) * a->heads + h) * a->levels + level) * P;
-            Real *to = (Real *)a->grad_offsets + at * D;
-            memcpy((Real *)a->grad_logits + at, lanes.dot[0] + i * P, (size_t)P * sizeof(Real));
-            for (int64_t p = 0; p < P; p++)
-                for (int d = 0; d < D; d++) to[p * D + d] = lanes.rest[d][i * P + p];
+            int64_t at = (((sample * a->queries + first + i) * a->heads + h) * a->levels + from) * P;
+            Real *offsets = (Real *)a->grad_offsets + at * D;
+            memcpy((Real *)a->grad_logits + at, lanes.dot[0] + i * K, (size_t)K * sizeof(Real));
+            for (int64_t k = 0; k < K; k++)
+                for (int d = 0; d < D; d++) offsets[k * D + d] = lanes.rest[d][i * K + k];
         }
     }
     if (a->slots) {
-        Value *to = (Value *)a->grad_value + first_row * C;
-        for (int64_t row = 0; row < cells; row++, to += a->heads * C, grads += C) {
+        Value *target = (Value *)a->grad_value + first_number;
+        for (int64_t row = 0; row < cells; row++, target += a->heads * C, grads += C) {
             int64_t c = 0;
-            for (; c + WIDTH <= C; c += WIDTH) NAME(store)(to + c, NAME(get)(grads + c));
-            for (; c < C; c++) NAME(store_one)(to + c, grads[c]);
+            for (; c + WIDTH <= C; c += WIDTH) NAME(store)(target + c, NAME(get)(grads + c));
+            for (; c < C; c++) NAME(store_one)(target + c, grads[c]);
         }
     }
 }
 
-/* Backward, second pass: everything that the points of one level, sample and head add to. */
-TARGET static void NAME(scatter)(const Args *a, int64_t thread, int64_t head, int64_t level) {
+/* Backward, second pass: everything that the points of one head, on levels `from` to `to`, add to. */
+TARGET static void NAME(scatter)(const Args *a, int64_t thread, int64_t head, int64_t from, int64_t to) {
     if (a->dims == 1)
-        NAME(scatter_in)(a, thread, head, level, 1);
+        NAME(scatter_in)(a, thread, head, from, to, 1);
     else
-        NAME(scatter_in)(a, thread, head, level, 2);
+        NAME(scatter_in)(a, thread, head, from, to, 2);
 }
 
 /* Backward, last pass, queries `from` to `to`: from gradients of weights and places (in cells) to those of the inputs. */

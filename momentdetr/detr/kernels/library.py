@@ -112,7 +112,9 @@ def compile_library(library: Path) -> Path:
             for threads in (("-fopenmp",), ()):
                 command = [compiler, *FLAGS, *threads, str(SOURCES[0]), "-o", unfinished, "-lm"]
                 try:
-                    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, stdin=subprocess.DEVNULL)
+                    done = subprocess.run(
+                        command, capture_output=True, text=True, timeout=LIMIT_S, stdin=subprocess.DEVNULL
+                    )
                 except (OSError, subprocess.TimeoutExpired) as error:
                     problem = f"{compiler}: {error}"
                     continue

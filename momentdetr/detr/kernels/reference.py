@@ -45,14 +45,12 @@ def weigh(logits: Tensor, real: torch.dtype, plain: bool) -> Tensor:
     return logits.to(real) if plain else logits.to(real).flatten(-2).softmax(-1).view(logits.shape)
 
 
-def places(
-    shapes: Shapes, references: Tensor | None, offsets: Tensor, real: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Whole cells to count from (float64, broadcast) and the distance of each point from their middle (B, Q, H, L, P, D)."""
+def places(shapes: Shapes, references: Tensor | None, offsets: Tensor, real: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Whole cells to count from (broadcast) and each point's distance from their middle (B, Q, H, L, P, D)."""
     sizes = natural_sizes(shapes, offsets.device)
     if references is None:
-        return split(offsets.double() * sizes[:, None], real)
-    num_dims, boxes = offsets.shape[-1], references.double()
+        return split(offsets.to(sizes.dtype) * sizes[:, None], real)
+    num_dims, boxes = offsets.shape[-1], references.to(sizes.dtype)
     cell, rest = split(boxes[..., :num_dims] * sizes, real)
     reach = offsets.to(real)
     if boxes.shape[-1] > num_dims:
@@ -62,8 +60,13 @@ def places(
 
 
 def natural_sizes(shapes: Shapes, device: torch.device) -> Tensor:
-    """Cells of each level along each coordinate, natural order: (L, D) float64."""
-    return torch.tensor([tuple(reversed(shape)) for shape in shapes], dtype=torch.float64, device=device)
+    """Cells of each level along each coordinate, natural order: (L, D), of the type for exact places."""
+    return torch.tensor([tuple(reversed(shape)) for shape in shapes], dtype=exact_type(device), device=device)
+
+
+def exact_type(device: torch.device) -> torch.dtype:
+    """Float64; float32 on Apple's GPUs, which have nothing wider."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def split(places: Tensor, real: torch.dtype) -> tuple[Tensor, Tensor]:

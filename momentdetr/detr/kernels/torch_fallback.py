@@ -145,5 +145,5 @@ def _of_references(grad: Tensor, shapes: Shapes, references: Tensor, offsets: Te
         return grad, centers
     half = sizes * 0.5 / offsets.shape[4]
     extents = (grad * offsets).sum((2, 4)) * half
-    scale = (references[..., num_dims:].double() * half).to(grad.dtype)
+    scale = (references[..., num_dims:].to(half.dtype) * half).to(grad.dtype)
     return grad * scale[:, :, None, :, None], torch.cat([centers, extents], -1)
