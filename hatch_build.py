@@ -44,7 +44,8 @@ class KernelHook(BuildHookInterface):
 def load_library(path: Path) -> ModuleType:
     """The package's own module, by its path: the package's dependencies are not there while it is built."""
     spec = importlib.util.spec_from_file_location("library", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

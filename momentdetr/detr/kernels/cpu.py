@@ -64,8 +64,8 @@ def available() -> str:
     return ""
 
 
-def instructions() -> str:
-    """The instruction set in use."""
+def details() -> str:
+    """The instruction set in use, for people."""
     return INSTRUCTIONS[loaded()[1]]
 
 

@@ -98,6 +98,12 @@ def findings(device: str = "cpu") -> dict[str, str]:
     return {name: obstacle(name, device, torch.float32) for name in KERNELS}
 
 
+def describe(name: str) -> str:
+    """A kernel's name, and what its module adds to it (`details()`, where it has one)."""
+    details = getattr(load(name), "details", None)
+    return f"{name} ({details()})" if details else name
+
+
 def kernel(name: str) -> ModuleType:
     """The module of a kernel that `choose` returned."""
     module = load(name)

@@ -5,6 +5,7 @@ Only the standard library and filelock are needed, because the build hook of the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -57,10 +58,8 @@ def find() -> Path:
 def caches() -> Iterator[Path]:
     """Where compiled libraries are kept: the first of these that can be written."""
     home = os.environ.get("XDG_CACHE_HOME")
-    try:
+    with contextlib.suppress(RuntimeError):  # no home
         yield (Path(home) if home else Path.home() / ".cache") / "momentdetr" / "kernels"
-    except RuntimeError:  # no home
-        pass
     yield Path(tempfile.gettempdir()) / f"momentdetr-kernels-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
 
 
@@ -104,25 +103,28 @@ def compile_library(library: Path) -> Path:
     compilers = [os.environ["CC"]] if os.environ.get("CC") else [path for c in COMPILERS if (path := shutil.which(c))]
     if not compilers:
         raise RuntimeError("no C compiler on the PATH")
-    problem = ""
     handle, unfinished = tempfile.mkstemp(suffix=library.suffix, dir=library.parent)
     os.close(handle)
     try:
         for compiler in compilers:
             for threads in (("-fopenmp",), ()):
                 command = [compiler, *FLAGS, *threads, str(SOURCES[0]), "-o", unfinished, "-lm"]
-                try:
-                    done = subprocess.run(
-                        command, capture_output=True, text=True, timeout=LIMIT_S, stdin=subprocess.DEVNULL
-                    )
-                except (OSError, subprocess.TimeoutExpired) as error:
-                    problem = f"{compiler}: {error}"
-                    continue
-                if done.returncode == 0:
+                problem = run(command)
+                if not problem:
                     os.replace(unfinished, library)
                     return library
-                lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-                problem = f"{compiler} fails: {lines[0] if lines else done.returncode}"
     finally:
         Path(unfinished).unlink(missing_ok=True)
     raise RuntimeError(problem)
+
+
+def run(command: list[str]) -> str:
+    """Run a compiler; empty: it worked, otherwise the first line of what went wrong."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{command[0]}: {error}"
+    if done.returncode == 0:
+        return ""
+    lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+    return f"{command[0]} fails: {lines[0] if lines else done.returncode}"
