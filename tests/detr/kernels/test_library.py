@@ -68,7 +68,7 @@ def test_without_a_compiler_it_says_so(small: Path, monkeypatch: pytest.MonkeyPa
 def test_a_source_that_does_not_compile_leaves_nothing_behind(small: Path) -> None:
     library.SOURCES[0].write_text("int seven(void) { return }\n")
     library.name.cache_clear()
-    with pytest.raises(RuntimeError, match="fails: .*error"):
+    with pytest.raises(RuntimeError, match=r"fails: .*error"):
         library.find()
     assert [path for path in small.iterdir() if path.suffix != ".lock"] == []
 
