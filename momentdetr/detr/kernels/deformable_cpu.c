@@ -54,6 +54,7 @@ typedef struct { /* one instruction set's functions for one type of value */
     void (*finish)(const Args *, int64_t from, int64_t to);
 } Functions;
 
+#define UNROLL _Pragma("GCC unroll 16")
 #define INLINE static inline __attribute__((always_inline))
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)

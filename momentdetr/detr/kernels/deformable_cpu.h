@@ -282,20 +282,29 @@ TARGET INLINE void NAME(locate)(Lanes *lanes, int64_t count, int D) {
     }
 }
 
+/* Ask for the rows of `count` points, where they are read few times and from far apart. */
+TARGET INLINE void NAME(expect_rows)(const Lanes *lanes, int64_t at, int64_t count, const Value *rows, int64_t stride,
+                                     int64_t channels, int corners) {
+    for (int64_t i = at; i < at + count; i++)
+        for (int c = 0; c < corners; c++)
+            for (int64_t byte = 0; byte < channels * (int64_t)sizeof(Value); byte += 64)
+                __builtin_prefetch((const char *)(rows + lanes->row[c][i] * stride) + byte);
+}
+
 /* Weighted sum of all corners of `count` points in `N` vectors of channels; two sums, as one waits for itself. */
 TARGET INLINE void NAME(read)(const Lanes *lanes, int64_t at, int64_t count, const Value *rows, int64_t stride,
                               Value *output, int corners, const int N) {
     Vector even[BLOCK * sizeof(Real) / BYTES], odd[BLOCK * sizeof(Real) / BYTES];
-    for (int n = 0; n < N; n++) even[n] = odd[n] = (Vector){0};
+    UNROLL for (int n = 0; n < N; n++) even[n] = odd[n] = (Vector){0};
     for (int64_t i = at; i < at + count; i++)
-        for (int c = 0; c < corners; c += 2) {
+        UNROLL for (int c = 0; c < corners; c += 2) {
             const Value *first = rows + lanes->row[c][i] * stride, *second = rows + lanes->row[c + 1][i] * stride;
-            for (int n = 0; n < N; n++) {
+            UNROLL for (int n = 0; n < N; n++) {
                 even[n] += lanes->share[c][i] * NAME(load)(first + n * WIDTH);
                 odd[n] += lanes->share[c + 1][i] * NAME(load)(second + n * WIDTH);
             }
         }
-    for (int n = 0; n < N; n++) NAME(store)(output + n * WIDTH, even[n] + odd[n]);
+    UNROLL for (int n = 0; n < N; n++) NAME(store)(output + n * WIDTH, even[n] + odd[n]);
 }
 
 TARGET INLINE void NAME(read_row)(const Lanes *lanes, int64_t at, int64_t count, const Value *rows, int64_t stride,
@@ -331,6 +340,7 @@ TARGET INLINE void NAME(look_in)(const Args *a, int64_t slot, int64_t head, int6
         NAME(locate)(&lanes, count * K, D);
         for (int64_t i = 0; i < count; i++) {
             int64_t row = (sample * a->queries + first + i) * a->heads + h;
+            if (!a->slots && i + 1 < count) NAME(expect_rows)(&lanes, (i + 1) * K, K, rows, stride, C, 1 << D);
             NAME(read_row)(&lanes, i * K, K, rows, stride, (Value *)a->output + row * C, C, 1 << D);
         }
     }
@@ -372,18 +382,18 @@ TARGET INLINE void NAME(sums)(const Vector *v, Real *sum) {
 #if __has_builtin(__builtin_shufflevector)
     typedef Real Four __attribute__((vector_size(4 * sizeof(Real))));
     Four part[4];
-    for (int i = 0; i < 4; i++) {
+    UNROLL for (int i = 0; i < 4; i++) {
         Four pieces[BYTES / sizeof(Four) ? BYTES / sizeof(Four) : 1] = {{0}};
         memcpy(pieces, v + i, BYTES);
         part[i] = pieces[0];
-        for (int n = 1; n < (int)(BYTES / sizeof(Four)); n++) part[i] += pieces[n];
+        UNROLL for (int n = 1; n < (int)(BYTES / sizeof(Four)); n++) part[i] += pieces[n];
     }
     Four left = __builtin_shufflevector(part[0], part[1], 0, 4, 1, 5) + __builtin_shufflevector(part[0], part[1], 2, 6, 3, 7);
     Four right = __builtin_shufflevector(part[2], part[3], 0, 4, 1, 5) + __builtin_shufflevector(part[2], part[3], 2, 6, 3, 7);
     left = __builtin_shufflevector(left, right, 0, 1, 4, 5) + __builtin_shufflevector(left, right, 2, 3, 6, 7);
     memcpy(sum, &left, sizeof left);
 #else
-    for (int i = 0; i < 4; i++) {
+    UNROLL for (int i = 0; i < 4; i++) {
         sum[i] = 0;
         for (int lane = 0; lane < WIDTH; lane++) sum[i] += v[i][lane];
     }
@@ -395,24 +405,24 @@ TARGET INLINE void NAME(write)(Lanes *lanes, int64_t at, int corners, const Valu
                                const Vector *gradient, int D, const int N) {
     Vector product[4];
     Real dot[4];
-    for (int c = 0; c < 4; c++) {
+    UNROLL for (int c = 0; c < 4; c++) {
         product[c] = (Vector){0};
         if (c >= corners) continue;
         int64_t row = lanes->row[c & ((1 << D) - 1)][at + (c >> D)] * stride;
         Real share = lanes->share[c & ((1 << D) - 1)][at + (c >> D)];
-        for (int n = 0; n < N; n++) {
+        UNROLL for (int n = 0; n < N; n++) {
             product[c] += gradient[n] * NAME(load)(rows + row + n * WIDTH);
             NAME(put)(grads + row + n * WIDTH, NAME(get)(grads + row + n * WIDTH) + share * gradient[n]);
         }
     }
     NAME(sums)(product, dot);
-    for (int c = 0; c < corners; c++) lanes->dot[c & ((1 << D) - 1)][at + (c >> D)] += dot[c];
+    UNROLL for (int c = 0; c < corners; c++) lanes->dot[c & ((1 << D) - 1)][at + (c >> D)] += dot[c];
 }
 
 TARGET INLINE void NAME(write_block)(Lanes *lanes, int64_t at, int64_t count, const Value *rows, Real *grads, int64_t stride,
                                      const Value *output, int D, const int N) {
     Vector gradient[BLOCK * sizeof(Real) / BYTES];
-    for (int n = 0; n < N; n++) gradient[n] = NAME(load)(output + n * WIDTH);
+    UNROLL for (int n = 0; n < N; n++) gradient[n] = NAME(load)(output + n * WIDTH);
     int64_t i = at, end = at + count, step = D == 1 ? 2 : 1;
     for (; i + step <= end; i += step) NAME(write)(lanes, i, 4, rows, grads, stride, gradient, D, N);
     if (i < end) NAME(write)(lanes, i, 2, rows, grads, stride, gradient, D, N);
@@ -487,6 +497,7 @@ TARGET INLINE void NAME(scatter_in)(const Args *a, int64_t thread, int64_t head,
         NAME(locate)(&lanes, count * K, D);
         for (int64_t i = 0; i < count; i++) {
             int64_t row = (sample * a->queries + first + i) * a->heads + h;
+            if (!a->slots && i + 1 < count) NAME(expect_rows)(&lanes, (i + 1) * K, K, rows, stride, C, 1 << D);
             NAME(write_row)(&lanes, i * K, K, rows, grads, stride, (const Value *)a->grad_output + row * C, C, D);
         }
         NAME(differentiate)(&lanes, count * K, D);
@@ -528,8 +539,14 @@ TARGET static void NAME(finish)(const Args *a, int64_t from, int64_t to) {
             const Real *weights = (const Real *)a->weights + row;
             Real *logits = (Real *)a->grad_logits + row, *offsets = (Real *)a->grad_offsets + row * D, mean = 0;
             if (a->kind != PLAIN) {
-                for (int64_t k = 0; k < K; k++) mean += weights[k] * logits[k];
-                for (int64_t k = 0; k < K; k++) logits[k] = weights[k] * (logits[k] - mean);
+                Vector means = {0};
+                int64_t k = 0, whole = K - K % WIDTH;
+                for (; k < whole; k += WIDTH) means += NAME(get)(weights + k) * NAME(get)(logits + k);
+                for (int lane = 0; lane < WIDTH; lane++) mean += means[lane];
+                for (; k < K; k++) mean += weights[k] * logits[k];
+                for (k = 0; k < whole; k += WIDTH)
+                    NAME(put)(logits + k, NAME(get)(weights + k) * (NAME(get)(logits + k) - mean));
+                for (; k < K; k++) logits[k] = weights[k] * (logits[k] - mean);
             }
             if (a->kind == POINTS && !grad_reference) continue; /* offsets are in cells */
             Real room[2];

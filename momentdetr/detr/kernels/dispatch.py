@@ -22,7 +22,13 @@ from types import ModuleType
 import torch
 
 VARIABLE = "MOMENTDETR_KERNEL"
-KERNELS = {"cpu": "cpu", "triton": "triton_backend", "cuda": "cuda", "torch": "torch_fallback", "reference": "reference"}
+KERNELS = {
+    "cpu": "cpu",
+    "triton": "triton_backend",
+    "cuda": "cuda",
+    "torch": "torch_fallback",
+    "reference": "reference",
+}
 """Name -> module; the first that takes the tensors at hand is chosen."""
 
 MAX_DIMS = 2

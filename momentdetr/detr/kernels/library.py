@@ -21,7 +21,16 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 SOURCES = (FOLDER / "deformable_cpu.c", FOLDER / "deformable_cpu.h")
 COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=default", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = (
+    "-std=gnu11",
+    "-O2",
+    "-fPIC",
+    "-shared",
+    "-fvisibility=default",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-tree-slp-vectorize",
+)
 LIMIT_S = 300
 
 
