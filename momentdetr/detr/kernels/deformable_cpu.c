@@ -150,21 +150,30 @@ int64_t momentdetr_instructions(void) {
 
 int64_t momentdetr_arguments_size(void) { return sizeof(Args); }
 
-enum { QUERIES = 256, ROWS = 1024 }; /* of a piece of work */
+enum { QUERIES = 256, FEW = 32, ROWS = 1024 }; /* of a piece of work */
 
-void momentdetr_forward(const Args *a) {
-    const Functions *f = FUNCTIONS[a->instructions][a->value_type];
-    int64_t heads = a->batch * a->heads, wave = a->slots ? a->slots : heads;
-    int64_t copies = (a->cells + ROWS - 1) / ROWS, blocks = (a->queries + QUERIES - 1) / QUERIES;
+/* Rows are used where they are. All heads of a query look at about the same place, where their rows are neighbours. */
+static void forward_in_place(const Args *a, const Functions *f) {
+    int64_t blocks = (a->queries + FEW - 1) / FEW;
+#pragma omp parallel for num_threads((int)a->threads) schedule(dynamic)
+    for (int64_t i = 0; i < a->batch * blocks; i++) {
+        int64_t sample = i / blocks, from = i % blocks * FEW;
+        for (int64_t head = 0; head < a->heads; head++)
+            f->look(a, 0, sample * a->heads + head, from, least(from + FEW, a->queries));
+    }
+}
+
+/* A few heads at a time are copied, and then read by all threads. */
+static void forward_copied(const Args *a, const Functions *f) {
+    int64_t heads = a->batch * a->heads, copies = (a->cells + ROWS - 1) / ROWS;
+    int64_t blocks = (a->queries + QUERIES - 1) / QUERIES;
 #pragma omp parallel num_threads((int)a->threads)
-    for (int64_t first = 0; first < heads; first += wave) {
-        int64_t count = least(wave, heads - first);
-        if (a->slots) {
+    for (int64_t first = 0; first < heads; first += a->slots) {
+        int64_t count = least(a->slots, heads - first);
 #pragma omp for schedule(static)
-            for (int64_t i = 0; i < count * copies; i++) {
-                int64_t slot = i / copies, from = i % copies * ROWS;
-                f->copy(a, slot, first + slot, from, least(from + ROWS, a->cells));
-            }
+        for (int64_t i = 0; i < count * copies; i++) {
+            int64_t slot = i / copies, from = i % copies * ROWS;
+            f->copy(a, slot, first + slot, from, least(from + ROWS, a->cells));
         }
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < count * blocks; i++) {
@@ -172,6 +181,14 @@ void momentdetr_forward(const Args *a) {
             f->look(a, slot, first + slot, from, least(from + QUERIES, a->queries));
         }
     }
+}
+
+void momentdetr_forward(const Args *a) {
+    const Functions *f = FUNCTIONS[a->instructions][a->value_type];
+    if (a->slots)
+        forward_copied(a, f);
+    else
+        forward_in_place(a, f);
 }
 
 void momentdetr_backward(const Args *a) {
