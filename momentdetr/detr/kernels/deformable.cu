@@ -182,16 +182,19 @@ __device__ __forceinline__ float group_max(float x) {
 // ---- one point
 
 // place * size to a whole cell and what lies between that cell's centre and the place, without rounding the product.
-__device__ __forceinline__ void split(place_t place, int size, float& cell, float& rest) {
+// False if the cell is too far away to be counted, or not a number.
+__device__ __forceinline__ bool split(place_t place, int size, int& cell, float& rest) {
 #if WIDE
     const double cells = place * size, whole = floor(cells);
-    cell = (float)whole;
+    const bool countable = fabs(whole) < 1e9;
     rest = (float)(cells - whole - 0.5);
 #else
-    const float cells = place * (float)size, error = fmaf(place, (float)size, -cells);
-    cell = floorf(cells);
-    rest = (cells - cell) + (error - 0.5f);
+    const float cells = place * (float)size, error = fmaf(place, (float)size, -cells), whole = floorf(cells);
+    const bool countable = fabsf(whole) < 1e9f;
+    rest = (cells - whole) + (error - 0.5f);
 #endif
+    cell = countable ? (int)whole : 0;
+    return countable;
 }
 
 struct Softmax {
@@ -225,25 +228,26 @@ __device__ __forceinline__ Point locate(const Level* levels, const place_t* refe
     bool there = true;
 #pragma unroll
     for (int d = 0; d < DIM; ++d) {
-        float whole, rest;
+        float rest;
         size[d] = levels[level].size[d];
 #if MODE == 0
-        split(__ldg(offsets + sample * DIM + d), size[d], whole, rest);
+        there = split(__ldg(offsets + sample * DIM + d), size[d], cell[d], rest) && there;
         point.scale[d] = (float)size[d];
 #elif MODE == 1
-        split(__ldg(references + level * DIM + d), size[d], whole, rest);
+        there = split(__ldg(references + level * DIM + d), size[d], cell[d], rest) && there;
         point.scale[d] = 1.0f;
         rest += to_float<WEIGHT>(__ldg(offsets + sample * DIM + d));
 #else
-        split(__ldg(references + level * 2 * DIM + d), size[d], whole, rest);
+        there = split(__ldg(references + level * 2 * DIM + d), size[d], cell[d], rest) && there;
         const place_t extent = __ldg(references + (level * 2 + 1) * DIM + d);
         point.scale[d] = (float)(extent * size[d] * (place_t)0.5 / POINTS);
         rest += to_float<WEIGHT>(__ldg(offsets + sample * DIM + d)) * point.scale[d];
 #endif
         const float step = floorf(rest);
-        there = there && fabsf(whole) < 1e9f && fabsf(step) < 1e9f;  // false for NaN too
+        const bool countable = fabsf(step) < 1e9f;  // false for NaN too
+        there = there && countable;
         point.above[d] = rest - step;
-        cell[d] = there ? (int)whole + (int)step : -2;
+        cell[d] += countable ? (int)step : 0;
     }
 #pragma unroll
     for (int d = 0; d < DIM; ++d) point.above[d] = there ? point.above[d] : 0.0f;

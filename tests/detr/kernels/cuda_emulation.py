@@ -16,6 +16,7 @@ from unittest import mock
 from torch import Tensor
 
 from momentdetr.detr.kernels import cuda, cuda_compiler
+from momentdetr.detr.kernels.gpu import Call
 
 HERE = Path(__file__).parent
 
@@ -37,29 +38,28 @@ def folder() -> tempfile.TemporaryDirectory[str]:
 
 
 @functools.cache
-def compiled(instance: cuda.Instance) -> ctypes.CDLL:
+def compiled(macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
     """One instance of the source as a library."""
-    out = Path(folder().name) / f"{abs(hash(instance))}.so"
-    macros = [f"-D{name}={number}" for name, number in instance.macros().items()]
-    source = f'-DKERNEL_SOURCE="{cuda_compiler.SOURCE}"'
-    command = ["g++", "-O0", "-w", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC", source, *macros]
+    out = Path(folder().name) / f"{'-'.join(str(number) for _, number in macros)}.so"
+    flags = [f'-DKERNEL_SOURCE="{cuda_compiler.SOURCE}"', *(f"-D{name}={number}" for name, number in macros)]
+    command = ["g++", "-O0", "-w", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC", *flags]
     subprocess.run([*command, str(HERE / "emulation.cpp"), "-o", str(out)], check=True)
     return ctypes.CDLL(str(out))
 
 
-def launch(call: cuda.Call, *arguments: Tensor | None) -> None:
+def launch(call: Call, *arguments: Tensor | None) -> None:
     """What `cuda.launch` does, on the CPU; no thread may reach outside of the tensors.
 
     Raises:
         AssertionError: one did, or the threads waited for each other for ever.
     """
-    run = compiled(call.instance).emulate
+    run = compiled(tuple(cuda.macros_of(call.instance).items())).emulate
     run.restype = ctypes.c_longlong
     count = len(arguments)
+    blocks, numbers = cuda.layout(call)
     pointers = (ctypes.c_void_p * count)(*(cuda.pointer(x) for x in arguments))
     lengths = (ctypes.c_longlong * count)(*(0 if x is None else x.numel() * x.element_size() for x in arguments))
-    sizes = (ctypes.c_int * len(call.sizes))(*call.sizes)
-    outside = run(count, pointers, lengths, sizes, ctypes.c_uint(call.num_blocks))
+    outside = run(count, pointers, lengths, (ctypes.c_int * len(numbers))(*numbers), ctypes.c_uint(blocks))
     assert outside >= 0, "threads wait for each other for ever"
     assert outside == 0, f"{outside} reads or additions outside of the tensors"
 
@@ -67,6 +67,5 @@ def launch(call: cuda.Call, *arguments: Tensor | None) -> None:
 @contextmanager
 def emulated(most_threads: int = 64) -> Iterator[None]:
     """Within, `cuda.forward` and `cuda.backward` take CPU tensors; blocks are small, so that there are several."""
-    prepare = functools.partial(cuda.prepare, most_threads=most_threads)
-    with mock.patch.object(cuda, "launch", launch), mock.patch.object(cuda, "prepare", prepare):
+    with mock.patch.object(cuda, "launch", launch), mock.patch.object(cuda, "MOST_THREADS", most_threads):
         yield

@@ -14,6 +14,7 @@ from cuda_emulation import emulated, missing
 from gpu_cases import Case, compare, expected, problem, tolerance, verify
 
 from momentdetr.detr.kernels import cuda, cuda_compiler, reference
+from momentdetr.detr.kernels.gpu import Instance
 
 HALF, BRAIN, SINGLE, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
@@ -39,9 +40,9 @@ MORE_CASES = [
 ]
 
 
-def instance(backward: bool, num_dims: int = 2, value: torch.dtype = SINGLE, **changes: object) -> cuda.Instance:
+def instance(backward: bool, num_dims: int = 2, value: torch.dtype = SINGLE, **changes: object) -> Instance:
     fields = {"mode": 1, "num_levels": 4, "num_points": 4, "channels": 32, "weight": SINGLE, "wide": False} | changes
-    return cuda.Instance(backward=backward, num_dims=num_dims, value=value, **fields)  # type: ignore[arg-type]
+    return Instance(backward=backward, num_dims=num_dims, value=value, **fields)  # type: ignore[arg-type]
 
 
 @emulation
@@ -157,11 +158,10 @@ def test_nothing_to_do_launches_nothing() -> None:
 
 
 def test_blocks_shrink_until_their_shared_memory_fits() -> None:
-    assert instance(True).threads == 256
-    many = instance(True, num_points=50, channels=4)
-    assert 32 <= many.threads < 256
+    assert cuda.threads_of(instance(True)) == 256
+    assert 32 <= cuda.threads_of(instance(True, num_points=50, channels=4)) < 256
     with pytest.raises(ValueError, match="more than the CUDA kernel holds"):
-        _ = instance(True, num_points=1000, channels=4).threads
+        cuda.threads_of(instance(True, num_points=1000, channels=4))
 
 
 @nvrtc
@@ -169,14 +169,14 @@ def test_blocks_shrink_until_their_shared_memory_fits() -> None:
 @pytest.mark.parametrize("num_dims", [1, 2])
 def test_value_is_read_and_added_to_in_vectors(num_dims: int, value: torch.dtype) -> None:
     corners = 2**num_dims
-    forward = cuda_compiler.build("compute_90", instance(False, num_dims, value).macros()).decode()
+    forward = cuda_compiler.build("compute_90", cuda.macros_of(instance(False, num_dims, value))).decode()
     assert len(re.findall(r"ld\.global\.nc\.v4", forward)) >= corners
     assert re.search(r"st\.global\.v4", forward)
-    backward = cuda_compiler.build("compute_90", instance(True, num_dims, value).macros()).decode()
-    lanes, parts = instance(True, num_dims, value).lanes, 4 // value.itemsize
+    backward = cuda_compiler.build("compute_90", cuda.macros_of(instance(True, num_dims, value))).decode()
+    lanes, parts = cuda.lanes_of(instance(True, num_dims, value)), 4 // value.itemsize
     assert len(re.findall(r"red\.relaxed\.gpu\.global\.add\.v4\.f32", backward)) == lanes * corners * parts
     assert not re.search(r"red\.\S*add\.f32", backward)
-    older = cuda_compiler.build("compute_80", instance(True, num_dims, value).macros()).decode()
+    older = cuda_compiler.build("compute_80", cuda.macros_of(instance(True, num_dims, value))).decode()
     assert len(re.findall(r"red\.relaxed\.gpu\.global\.add\.f32", older)) == lanes * corners * parts * 4
     for text in (forward, backward, older):
         assert ".local" not in text  # an array indexed at run time, in slow memory
@@ -190,7 +190,7 @@ def test_value_is_read_and_added_to_in_vectors(num_dims: int, value: torch.dtype
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_machine_code_needs_few_registers(architecture: str, num_dims: int, value: torch.dtype, tmp_path: Path) -> None:
     for mode, backward in itertools.product((0, 1, 2), (False, True)):
-        code = cuda_compiler.build(architecture, instance(backward, num_dims, value, mode=mode).macros())
+        code = cuda_compiler.build(architecture, cuda.macros_of(instance(backward, num_dims, value, mode=mode)))
         assert code[:4] == b"\x7fELF"
         usage = resources(code, tmp_path)
         assert usage["STACK"] <= 16  # nothing to speak of is spilled
@@ -202,7 +202,7 @@ def test_machine_code_needs_few_registers(architecture: str, num_dims: int, valu
 def test_other_head_sizes_compile(channels: int) -> None:
     for backward in (False, True):
         chosen = instance(backward, value=BRAIN, channels=channels, wide=True, mode=2, fixed=backward)
-        assert cuda_compiler.build("sm_90", chosen.macros())[:4] == b"\x7fELF"
+        assert cuda_compiler.build("sm_90", cuda.macros_of(chosen))[:4] == b"\x7fELF"
 
 
 @pytest.mark.slow
@@ -211,15 +211,15 @@ def test_other_head_sizes_compile(channels: int) -> None:
 def test_nvcc_compiles_on_request(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cuda_compiler.VARIABLE, "nvcc")
     assert cuda_compiler.compiler() == "nvcc"
-    assert cuda_compiler.build(architecture, instance(True).macros())[:4] == b"\x7fELF"
+    assert cuda_compiler.build(architecture, cuda.macros_of(instance(True)))[:4] == b"\x7fELF"
     with pytest.raises(RuntimeError, match="nvcc did not compile"):
-        cuda_compiler.build(architecture, instance(True).macros() | {"DIM": 3})
+        cuda_compiler.build(architecture, cuda.macros_of(instance(True)) | {"DIM": 3})
 
 
 @nvrtc
 def test_a_refusal_comes_with_the_compilers_words() -> None:
     with pytest.raises(RuntimeError, match=r"(?s)did not compile.*error"):
-        cuda_compiler.build("sm_90", instance(False).macros() | {"VALUE": 0, "CHANNELS": -1})
+        cuda_compiler.build("sm_90", cuda.macros_of(instance(False)) | {"VALUE": 0, "CHANNELS": -1})
 
 
 @nvrtc
