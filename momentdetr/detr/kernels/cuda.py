@@ -22,6 +22,9 @@ WARP = 32
 MOST_THREADS = 256
 """Of a block."""
 
+RESIDENT_THREADS = {False: 1024, True: 768}
+"""Of a multiprocessor, forward and backward: what leaves a thread 64 and 80 registers."""
+
 SHARED_BYTES = 48 * 1024
 """Shared memory that a block has on every device."""
 
@@ -62,13 +65,15 @@ def threads_of(instance: Instance) -> int:
 
 def macros_of(instance: Instance) -> dict[str, int]:
     """What the head of the source lists."""
+    threads = threads_of(instance)
     return {
         "DIM": instance.num_dims,
         "MODE": instance.mode,
         "LEVELS": instance.num_levels,
         "POINTS": instance.num_points,
         "CHANNELS": instance.channels,
-        "THREADS": threads_of(instance),
+        "THREADS": threads,
+        "RESIDENT": max(1, RESIDENT_THREADS[instance.backward] // threads),
         "VALUE": gpu.KINDS[instance.value],
         "WEIGHT": gpu.KINDS[instance.weight],
         "WIDE": int(instance.wide),

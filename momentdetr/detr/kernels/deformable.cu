@@ -10,6 +10,7 @@
 //   MODE       0 plain sampling: offsets are locations (fractions of a level), logits are weights as they are
 //              1 around points: (B, Q, L, D)    2 around boxes: (B, Q, L, 2D)
 //   BACKWARD   1: the backward kernel, 0: the forward kernel
+//   RESIDENT   blocks that a multiprocessor is to hold at once: bounds the registers
 //   FIXED      1: grad_value is summed in 64-bit fixed point, the same bits in any order; 0: in float
 //
 // A group of LANES threads serves one query and head; each lane owns VECTOR neighbouring channels (16 bytes of the value).
@@ -311,7 +312,7 @@ __device__ __forceinline__ void copy_levels(Level* levels, const Sizes& sizes) {
 // ---- kernels
 
 #if !BACKWARD
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 deformable_forward(const value_t* value, const place_t* references, const offset_t* offsets, const weight_t* logits,
                    value_t* output, const Sizes sizes) {
     __shared__ Level levels[LEVELS];
@@ -436,7 +437,7 @@ __device__ __forceinline__ void products(const Walk& walk, int first, float (&pr
 }
 
 // grad_value (B, S, H, C) must be zero; grad_cells (the gradient of positions in cells, as offsets lie) may be null.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 deformable_backward(const value_t* grad_output, const value_t* value, const place_t* references,
                     const offset_t* offsets, const weight_t* logits, sum_t* grad_value, offset_grad_t* grad_offsets,
                     weight_t* grad_logits, float* grad_cells, const double* fixed_scale, const Sizes sizes) {

@@ -220,7 +220,7 @@ def backward_kernel(  # type: ignore[no-untyped-def]
     for level in range(LEVELS):
         start = tl.load(levels + level * (DIM + 1))
         width = tl.load(levels + level * (DIM + 1) + 1)
-        for point in tl.static_range(POINTS):
+        for point in range(POINTS):
             sample = level * POINTS + point
             weight = pick(weights, sample, COLUMNS)
             x, above_x, there, scale_x = locate(references, offsets, sample, level, 0, width, DIM, MODE, POINTS, WIDE)
@@ -282,7 +282,7 @@ def backward_kernel(  # type: ignore[no-untyped-def]
 def constants(instance: Instance) -> dict[str, int | bool]:
     """What the kernels are specialised for."""
     width = triton.next_power_of_2(instance.channels)
-    vector = 16 // instance.value.itemsize
+    vector = 4 if instance.backward else 16 // instance.value.itemsize  # 16 bytes a thread, read or added to
     return {
         "DIM": instance.num_dims,
         "MODE": instance.mode,
@@ -292,7 +292,7 @@ def constants(instance: Instance) -> dict[str, int | bool]:
         "WIDTH": width,
         "COLUMNS": triton.next_power_of_2(instance.num_levels * instance.num_points),
         "WIDE": instance.wide,
-        "BLOCK": min(64, max(1, NUM_WARPS * WARP * vector // width)),  # 16 bytes a thread
+        "BLOCK": min(64, max(1, NUM_WARPS * WARP * vector // width)),
     }
 
 

@@ -213,7 +213,7 @@ def test_nvcc_compiles_on_request(architecture: str, monkeypatch: pytest.MonkeyP
     assert cuda_compiler.compiler() == "nvcc"
     assert cuda_compiler.build(architecture, cuda.macros_of(instance(True)))[:4] == b"\x7fELF"
     with pytest.raises(RuntimeError, match="nvcc did not compile"):
-        cuda_compiler.build(architecture, cuda.macros_of(instance(True)) | {"DIM": 3})
+        cuda_compiler.build(architecture, cuda.macros_of(instance(True)) | {"CHANNELS": -1})
 
 
 @nvrtc
