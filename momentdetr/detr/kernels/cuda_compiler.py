@@ -35,8 +35,8 @@ def compiler() -> str:
     return next((name for name in ("nvrtc", "nvcc") if asked in ("", name) and found[name]), "")
 
 
-def build(architecture: str, macros: dict[str, int]) -> bytes:
-    """Compile one instance of the source.
+def build(architecture: str, macros: dict[str, int], source: Path = SOURCE) -> bytes:
+    """Compile one instance of a source without includes.
 
     Args:
         architecture: sm_90 and the like for machine code, compute_90 and the like for PTX (text, ends with a zero).
@@ -49,10 +49,10 @@ def build(architecture: str, macros: dict[str, int]) -> bytes:
     if not chosen:
         raise RuntimeError("neither NVRTC (in torch's CUDA wheels) nor nvcc was found")
     options = [f"-D{name}={number}" for name, number in macros.items()]
-    return (build_with_nvrtc if chosen == "nvrtc" else build_with_nvcc)(architecture, options)
+    return (build_with_nvrtc if chosen == "nvrtc" else build_with_nvcc)(architecture, options, source)
 
 
-def build_with_nvcc(architecture: str, options: list[str]) -> bytes:
+def build_with_nvcc(architecture: str, options: list[str], source: Path) -> bytes:
     """`build` with the nvcc on the path or under CUDA_HOME."""
     command = nvcc()
     if command is None:
@@ -61,7 +61,7 @@ def build_with_nvcc(architecture: str, options: list[str]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "deformable"
         run = subprocess.run(
-            [command, kind, f"-arch={architecture}", "-std=c++17", *options, str(SOURCE), "-o", str(out)],
+            [command, kind, f"-arch={architecture}", "-std=c++17", *options, str(source), "-o", str(out)],
             capture_output=True,
             text=True,
             check=False,
@@ -71,7 +71,7 @@ def build_with_nvcc(architecture: str, options: list[str]) -> bytes:
         return out.read_bytes()
 
 
-def build_with_nvrtc(architecture: str, options: list[str]) -> bytes:
+def build_with_nvrtc(architecture: str, options: list[str], source: Path) -> bytes:
     """`build` with libnvrtc."""
     library = nvrtc()
     if library is None:
@@ -79,7 +79,7 @@ def build_with_nvrtc(architecture: str, options: list[str]) -> bytes:
     program, size = c_void_p(), c_size_t()
     flags = [f"--gpu-architecture={architecture}", "--std=c++17", *options]
     texts = (c_char_p * len(flags))(*(flag.encode() for flag in flags))
-    check(library, library.nvrtcCreateProgram(byref(program), SOURCE.read_bytes(), b"deformable.cu", 0, None, None))
+    check(library, library.nvrtcCreateProgram(byref(program), source.read_bytes(), source.name.encode(), 0, None, None))
     try:
         if library.nvrtcCompileProgram(program, len(flags), texts):
             library.nvrtcGetProgramLogSize(program, byref(size))

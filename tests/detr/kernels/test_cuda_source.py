@@ -198,6 +198,7 @@ def test_machine_code_needs_few_registers(architecture: str, num_dims: int, valu
 
 
 @nvrtc
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 6, 24, 64, 256])
 def test_other_head_sizes_compile(channels: int) -> None:
     for backward in (False, True):
