@@ -190,9 +190,9 @@ __device__ __forceinline__ bool split(place_t place, int size, int& cell, float&
     const bool countable = fabs(whole) < 1e9;
     rest = (float)(cells - whole - 0.5);
 #else
-    const float cells = place * (float)size, error = fmaf(place, (float)size, -cells), whole = floorf(cells);
+    const float whole = floorf(place * (float)size);
     const bool countable = fabsf(whole) < 1e9f;
-    rest = (cells - whole) + (error - 0.5f);
+    rest = fmaf(place, (float)size, -whole) - 0.5f;  // the product is exact here, whatever the compiler contracts
 #endif
     cell = countable ? (int)whole : 0;
     return countable;

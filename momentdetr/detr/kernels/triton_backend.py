@@ -22,6 +22,8 @@ DEVICES = gpu.DEVICES
 DTYPES = tuple(gpu.KINDS)
 NUM_WARPS = 4
 WARP = 32
+COUNTS = ["num_tokens", "num_queries", "num_heads"]
+"""Arguments of which a special case, as of one head, is not worth a compilation."""
 
 
 @triton.jit
@@ -32,10 +34,9 @@ def split(place, size, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
         whole = tl.floor(cells)
         rest = (cells - whole - 0.5).to(tl.float32)
     else:
-        cells = place * size.to(tl.float32)
-        error = tl.fma(place, tl.zeros_like(place) + size.to(tl.float32), -cells)  # the product is not rounded
-        whole = tl.floor(cells)
-        rest = (cells - whole) + (error - 0.5)
+        size = tl.zeros_like(place) + size.to(tl.float32)
+        whole = tl.floor(place * size)
+        rest = tl.fma(place, size, -whole) - 0.5  # the product is exact here, whatever the compiler contracts
     countable = tl.abs(whole) < 1e9
     return tl.where(countable, whole, 0.0).to(tl.int32), rest, countable
 
@@ -100,7 +101,7 @@ def locate(  # type: ignore[no-untyped-def]
     return cell, above, there, scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def forward_kernel(  # type: ignore[no-untyped-def]
     value,
     references,
@@ -167,7 +168,7 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     tl.store(output + (item * CHANNELS)[:, None] + channel, total.to(output.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def backward_kernel(  # type: ignore[no-untyped-def]
     grad_output,
     value,

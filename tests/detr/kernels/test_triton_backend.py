@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from gpu_cases import Case, problem
 
 from momentdetr.detr.kernels.gpu import Instance
 
@@ -56,6 +57,42 @@ def test_all_types_read_and_add_in_vectors(value: torch.dtype, architecture: int
 def test_other_references_compile(mode: int, wide: bool) -> None:
     for backward in (False, True):
         compiled(instance(backward, 1, torch.bfloat16, mode=mode, wide=wide, fixed=backward, channels=24), 90)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: test_gpu.py runs the kernels")
+def test_calls_bind_and_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `launch` passes is what the kernels take, also where counts are one; only a launch needs a GPU."""
+    compiled_calls = []
+
+    class Target:
+        def get_current_target(self) -> Any:
+            from triton.backends.compiler import GPUTarget
+
+            return GPUTarget("cuda", 90, 32)
+
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int | None = None) -> int:
+            return 0
+
+    class Unlaunched:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            return lambda *args, **options: compiled_calls.append(self.kernel.warmup(*args, grid=grid, **options))
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", Target())
+    for name in ("forward_kernel", "backward_kernel"):
+        monkeypatch.setattr(triton_backend, name, Unlaunched(getattr(triton_backend, name)))
+    one = Case(2, "points", num_heads=1, num_queries=1, batch=1, num_points=1, shapes=((2, 2),))
+    for case in (one, Case(1, "boxes", torch.bfloat16, places=torch.float64, num_points=1)):
+        given = problem(case)
+        triton_backend.forward(*given.arguments())
+        triton_backend.backward(given.grad_output, *given.arguments())
+    assert len(compiled_calls) == 4
+    assert all(call.asm["cubin"][:4] == b"\x7fELF" for call in compiled_calls)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
