@@ -32,7 +32,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at versions, devices, decoders and weights. Decoders are tried on a small video that is written for it."""
-    return [*_versions(), *_devices(), *_decoders(), *_weights()]
+    return [*_versions(), *_devices(), *_kernels(), *_decoders(), *_weights()]
 
 
 def _versions() -> Iterator[Finding]:
@@ -54,6 +54,23 @@ def _devices() -> Iterator[Finding]:
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         yield Finding(f"cuda:{index}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB")
+
+
+def _kernels() -> Iterator[Finding]:
+    """Which kernel of deformable attention runs on each device, and why not another."""
+    import torch
+
+    from momentdetr.detr.kernels import choose, describe, findings
+
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        name = f"deformable attention on {device}"
+        try:
+            chosen = choose(device, torch.float32)
+        except ValueError as error:
+            yield Finding(name, str(error), ok=False)
+            continue
+        reasons = [f"{other}: {why}" for other, why in findings(device).items() if why]
+        yield Finding(name, f"{describe(chosen)}; not {'; not '.join(reasons)}" if reasons else describe(chosen))
 
 
 def _decoders() -> Iterator[Finding]:

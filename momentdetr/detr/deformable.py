@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from momentdetr.detr.attention import Guidance, plus
 from momentdetr.detr.boxes import at_least_float32
+from momentdetr.detr.kernels import deformable_attention, sample_points
 from momentdetr.detr.types import Memory
 
 
@@ -28,25 +29,9 @@ def sample(features: Tensor, points: Tensor) -> Tensor:
     Returns:
         (B, P, C).
     """
-    shape = features.shape[1:-1]
-    sizes = torch.tensor(shape, dtype=points.dtype, device=points.device)
-    cells = at_least_float32(points).flip(-1) * sizes - 0.5  # in cells, axes as stored
-    lower = cells.detach().floor()
-    above = cells - lower
-    flat = features.flatten(1, -2)  # (B, S, C)
-    total = torch.zeros(*points.shape[:2], features.shape[-1], dtype=features.dtype, device=features.device)
-    for corner in itertools.product((0, 1), repeat=len(shape)):
-        step = torch.tensor(corner, dtype=lower.dtype, device=lower.device)
-        weight = torch.where(step.bool(), above, 1 - above).prod(-1)  # (B, P)
-        index = lower + step
-        inside = ((index >= 0) & (index < sizes)).all(-1)
-        index = index.clamp(min=torch.zeros_like(sizes), max=sizes - 1).long()
-        linear = torch.zeros_like(index[..., 0])
-        for axis, size in enumerate(shape):
-            linear = linear * size + index[..., axis]
-        rows = flat.gather(1, linear[..., None].expand(-1, -1, flat.shape[-1]))
-        total = total + rows * (weight * inside).to(rows.dtype)[..., None]
-    return total
+    locations = at_least_float32(points)[:, :, None, None, None]  # one head, level and point for each query
+    ones = locations.new_ones(locations.shape[:-1])
+    return sample_points(features.flatten(1, -2)[:, :, None], [features.shape[1:-1]], locations, ones)[:, :, 0]
 
 
 def attend_points(value: Tensor, level_shapes: Sequence[Sequence[int]], locations: Tensor, weights: Tensor) -> Tensor:
@@ -61,18 +46,7 @@ def attend_points(value: Tensor, level_shapes: Sequence[Sequence[int]], location
     Returns:
         (B, Q, H * E).
     """
-    batch, _, num_heads, size = value.shape
-    num_queries, num_points = locations.shape[1], locations.shape[4]
-    start, total = 0, value.new_zeros(batch, num_heads, num_queries, size)
-    for level, shape in enumerate(level_shapes):
-        count = math.prod(shape)
-        grid = value[:, start : start + count].transpose(1, 2).reshape(batch * num_heads, *shape, size)
-        points = locations[:, :, :, level].transpose(1, 2).reshape(batch * num_heads, -1, locations.shape[-1])
-        sampled = sample(grid, points).reshape(batch, num_heads, num_queries, num_points, size)
-        weight = weights[:, :, :, level].transpose(1, 2)[..., None]  # (B, H, Q, P, 1)
-        total = total + (sampled * weight.to(sampled.dtype)).sum(3)  # (B, H, Q, E)
-        start += count
-    return total.transpose(1, 2).flatten(2)
+    return sample_points(value, level_shapes, locations, weights).flatten(2)
 
 
 def directions(num_heads: int, num_dims: int) -> Tensor:
@@ -137,14 +111,15 @@ class DeformableAttention(nn.Module):
         if memory.mask is not None:
             value = value.masked_fill(~memory.mask[..., None], 0)
         split = (self.num_heads, self.num_levels, self.num_points)
-        weights = self.weights(queries).unflatten(-1, (self.num_heads, -1)).softmax(-1).unflatten(-1, split[1:])
+        value = value.unflatten(-1, (self.num_heads, -1))
         offsets = self.offsets(queries).unflatten(-1, (*split, self.num_dims))
-        locations = self.locations(offsets, references, memory)
-        mixed = attend_points(value.unflatten(-1, (self.num_heads, -1)), memory.level_shapes, locations, weights)
-        return self.out(mixed)
+        logits = self.weights(queries).unflatten(-1, split)
+        references = self.on_levels(references, memory)
+        mixed = deformable_attention(value, memory.level_shapes, references, offsets, logits)
+        return self.out(mixed.flatten(2))
 
     def on_levels(self, references: Tensor, memory: Memory) -> Tensor:
-        """References (B, Q, A), fractions of the valid part, to fractions of each level (B, Q, L, A), float32."""
+        """References (B, Q, A), fractions of the valid part, to those of each level (B, Q, L, A); float32 at least."""
         references = at_least_float32(references)
         if memory.valid_ratios is None:
             ratios = references.new_ones(len(references), self.num_levels, self.num_dims)
@@ -154,7 +129,10 @@ class DeformableAttention(nn.Module):
         return references[:, :, None] * ratios.repeat(1, 1, repeats)[:, None]
 
     def locations(self, offsets: Tensor, references: Tensor, memory: Memory) -> Tensor:
-        """Offsets (B, Q, H, L, P, D) around references (B, Q, A) to fractions of each level, float32."""
+        """Offsets (B, Q, H, L, P, D) around references (B, Q, A) to fractions of each level.
+
+        The operator does the same inside; this is for those who want to see. Float32 at least.
+        """
         offsets, scaled = at_least_float32(offsets), self.on_levels(references, memory)
         centers, sizes = scaled[..., : self.num_dims], scaled[..., self.num_dims :]
         if sizes.shape[-1]:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from momentdetr.detr.kernels.reference import exact_type
 from momentdetr.detr.positions import grid_positions
 from momentdetr.detr.types import Memory
 
@@ -126,7 +127,7 @@ class Neck(nn.Module):
             flat = self.encode(level_mask).flatten(1, -2).to(dtype)
             positions.append(flat if self.level_embedding is None else flat + self.level_embedding[index])
         shapes = tuple(tuple(level.shape[2:]) for level in levels)
-        centers = [cell_centers(shape, ratios[:, i]) for i, shape in enumerate(shapes)]
+        centers = [cell_centers(shape, ratios[:, i].to(exact_type(mask.device))) for i, shape in enumerate(shapes)]
         return Memory(
             tokens=torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1),
             mask=torch.cat([m.flatten(1) for m in masks], 1),

@@ -67,7 +67,7 @@ def test_levels_line_up(num_dims: int) -> None:
         assert torch.equal(memory.mask[:, part], real.flatten(1))
         expected = grid_positions(real, WIDTH).flatten(1, -2) + neck.level_embedding[index]
         torch.testing.assert_close(memory.positions[:, part], expected)
-        torch.testing.assert_close(memory.references[:, part], cell_centers(shape, valid_ratios(real)))
+        torch.testing.assert_close(memory.references[:, part], cell_centers(shape, valid_ratios(real).double()))
         start += count
     assert start == memory.tokens.shape[1]
 

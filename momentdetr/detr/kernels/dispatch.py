@@ -22,7 +22,7 @@ from types import ModuleType
 import torch
 
 VARIABLE = "MOMENTDETR_KERNEL"
-KERNELS = {"cpu": "cpu", "triton": "triton_kernel", "cuda": "cuda", "torch": "torch_fallback", "reference": "reference"}
+KERNELS = {"cpu": "cpu", "triton": "triton_backend", "cuda": "cuda", "torch": "torch_fallback", "reference": "reference"}
 """Name -> module; the first that takes the tensors at hand is chosen."""
 
 MAX_DIMS = 2
@@ -96,6 +96,12 @@ def notify_slow() -> None:
 def findings(device: str = "cpu") -> dict[str, str]:
     """What stands against each kernel for float32 tensors of a device, in order of choice; empty: nothing."""
     return {name: obstacle(name, device, torch.float32) for name in KERNELS}
+
+
+def describe(name: str) -> str:
+    """A kernel's name, and what its module adds to it (`details()`, where it has one)."""
+    details = getattr(load(name), "details", None)
+    return f"{name} ({details()})" if details else name
 
 
 def kernel(name: str) -> ModuleType:

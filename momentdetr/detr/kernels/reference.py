@@ -36,25 +36,41 @@ def forward(value: Tensor, shapes: Shapes, references: Tensor | None, offsets: T
         (B, Q, H, C), in the value's type.
     """
     real = torch.float64 if value.dtype == torch.float64 else torch.float32
-    sizes = torch.tensor(
-        [tuple(reversed(shape)) for shape in shapes], dtype=torch.float64, device=value.device
-    )  # (L, D)
+    cell, rest = places(shapes, references, offsets, real)
+    return gather(value, shapes, cell, rest, weigh(logits, real, references is None)).to(value.dtype)
+
+
+def weigh(logits: Tensor, real: torch.dtype, plain: bool) -> Tensor:
+    """Softmax over levels and points; plain weights stay as they are."""
+    return logits.to(real) if plain else logits.to(real).flatten(-2).softmax(-1).view(logits.shape)
+
+
+def places(shapes: Shapes, references: Tensor | None, offsets: Tensor, real: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Whole cells to count from (broadcast) and each point's distance from their middle (B, Q, H, L, P, D)."""
+    sizes = natural_sizes(shapes, offsets.device)
     if references is None:
-        weights = logits.to(real)
-        cell, rest = split(offsets.double() * sizes[:, None], real)
-    else:
-        weights = logits.to(real).flatten(-2).softmax(-1).view(logits.shape)
-        num_dims, boxes = offsets.shape[-1], references.double()
-        cell, rest = split(boxes[..., :num_dims] * sizes, real)
-        reach = offsets.to(real)
-        if boxes.shape[-1] > num_dims:
-            reach = reach * (boxes[..., num_dims:] * sizes * 0.5 / offsets.shape[4]).to(real)[:, :, None, :, None]
-        cell, rest = cell[:, :, None, :, None], rest[:, :, None, :, None] + reach
-    return gather(value, shapes, cell.expand(offsets.shape), rest, weights).to(value.dtype)
+        return split(offsets.to(sizes.dtype) * sizes[:, None], real)
+    num_dims, boxes = offsets.shape[-1], references.to(sizes.dtype)
+    cell, rest = split(boxes[..., :num_dims] * sizes, real)
+    reach = offsets.to(real)
+    if boxes.shape[-1] > num_dims:
+        half = boxes[..., num_dims:] * sizes * 0.5 / offsets.shape[4]
+        reach = reach * half.to(real)[:, :, None, :, None]
+    return cell[:, :, None, :, None], rest[:, :, None, :, None] + reach
+
+
+def natural_sizes(shapes: Shapes, device: torch.device) -> Tensor:
+    """Cells of each level along each coordinate, natural order: (L, D), of the type for exact places."""
+    return torch.tensor([tuple(reversed(shape)) for shape in shapes], dtype=exact_type(device), device=device)
+
+
+def exact_type(device: torch.device) -> torch.dtype:
+    """Float64; float32 on Apple's GPUs, which have nothing wider."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def split(places: Tensor, real: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Places in cells, counted from the level's edge, to a whole cell and what lies between its centre and the place."""
+    """Places in cells, counted from the level's edge: a whole cell, and how far from its middle they are."""
     cell = places.detach().floor()
     return cell, (places - cell - 0.5).to(real)
 
@@ -63,7 +79,7 @@ def gather(value: Tensor, shapes: Shapes, cell: Tensor, rest: Tensor, weights: T
     """Interpolate between the corners around cell + rest, both (B, Q, H, L, P, D), and sum over L and P."""
     lower = rest.detach().floor()
     above = rest - lower  # in [0, 1), towards the upper corner
-    lower = cell + lower
+    lower = cell + lower  # (B, Q, H, L, P, D)
     there = (lower.isfinite() & rest.isfinite()).all(-1)
     lower, above = lower.masked_fill(~there[..., None], -2), above.masked_fill(~there[..., None], 0)
     rows = value.transpose(1, 2)  # (B, H, S, C)
