@@ -11,10 +11,9 @@ from gpu_cases import Case, compare, expected, problem, tolerance, verify
 
 from momentdetr.detr.kernels import cuda, reference
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU (torch.cuda.is_available() is false)"),
-]
+if not torch.cuda.is_available():
+    pytest.skip("no GPU (torch.cuda.is_available() is false)", allow_module_level=True)
+pytestmark = pytest.mark.gpu
 
 HALF, BRAIN, SINGLE, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 CASES = [
