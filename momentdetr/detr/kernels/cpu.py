@@ -85,11 +85,17 @@ def forward(value: Tensor, shapes: Shapes, references: Tensor | None, offsets: T
 
 
 def backward(
-    grad_output: Tensor, value: Tensor, shapes: Shapes, references: Tensor | None, offsets: Tensor, logits: Tensor
+    grad_output: Tensor,
+    value: Tensor,
+    shapes: Shapes,
+    references: Tensor | None,
+    offsets: Tensor,
+    logits: Tensor,
+    with_references: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """As `reference.backward`, for D = 1 and 2; the same bits in every run."""
     if offsets.shape[3] * offsets.shape[4] > MAX_POINTS:
-        return torch_fallback.backward(grad_output, value, shapes, references, offsets, logits)
+        return torch_fallback.backward(grad_output, value, shapes, references, offsets, logits, with_references)
     call = _Call(value, shapes, references, offsets, logits)
     call.arguments.grad_output = call.keep(grad_output.to(call.value.dtype))
     call.arguments.by_level = 2 * call.arguments.threads > value.shape[0] * value.shape[2]
@@ -107,7 +113,7 @@ def backward(
     grad_logits = call.new("grad_logits", logits.shape, call.real)
     grad_offsets = call.new("grad_offsets", offsets.shape, call.real)
     grad_references = None
-    if references is not None:
+    if with_references and references is not None:
         grad_references = call.new("grad_references", references.shape, torch.float64)
     loaded()[0].momentdetr_backward(call.arguments)
     if grad_references is not None and references is not None:

@@ -103,8 +103,8 @@ def backward_op(
         return grads[0], given, grads[1], grads[2]
     run = dispatch.kernel(dispatch.choose(value.device.type, value.dtype))
     inputs = [None if x is None else x.contiguous() for x in (references, offsets, logits)]
-    found = run.backward(grad_output.contiguous(), value.contiguous(), shapes, *inputs)
-    return found[0], nothing if found[1] is None or not with_references else found[1], found[2], found[3]
+    found = run.backward(grad_output.contiguous(), value.contiguous(), shapes, *inputs, with_references)
+    return found[0], nothing if found[1] is None else found[1], found[2], found[3]
 
 
 @backward_op.register_fake

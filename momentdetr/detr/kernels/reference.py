@@ -103,14 +103,25 @@ def gather(value: Tensor, shapes: Shapes, cell: Tensor, rest: Tensor, weights: T
 
 
 def backward(
-    grad_output: Tensor, value: Tensor, shapes: Shapes, references: Tensor | None, offsets: Tensor, logits: Tensor
+    grad_output: Tensor,
+    value: Tensor,
+    shapes: Shapes,
+    references: Tensor | None,
+    offsets: Tensor,
+    logits: Tensor,
+    with_references: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Gradients of the value, the references (None without them), the offsets and the logits, each in its own type."""
-    inputs = [None if x is None else x.detach().requires_grad_() for x in (value, references, offsets, logits)]
+    """Gradients of the value, the references, the offsets and the logits, each in its own type.
+
+    Args:
+        with_references: whether the references' gradient is wanted; without it, or without references, it is None.
+    """
+    inputs = [None if x is None else x.detach() for x in (value, references, offsets, logits)]
+    wanted = [x.requires_grad_() for x in inputs if x is not None and (x is not inputs[1] or with_references)]
     with torch.enable_grad():
         output = forward(inputs[0], shapes, *inputs[1:])  # type: ignore[arg-type]
-    grads = iter(torch.autograd.grad(output, [x for x in inputs if x is not None], grad_output, materialize_grads=True))
-    found = [None if x is None else next(grads) for x in inputs]
+    grads = iter(torch.autograd.grad(output, wanted, grad_output, materialize_grads=True))
+    found = [next(grads) if x is not None and x.requires_grad else None for x in inputs]
     return found[0], found[1], found[2], found[3]  # type: ignore[return-value]
 
 

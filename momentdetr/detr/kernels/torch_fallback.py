@@ -110,12 +110,18 @@ def forward(value: Tensor, shapes: Shapes, references: Tensor | None, offsets: T
 
 
 def backward(
-    grad_output: Tensor, value: Tensor, shapes: Shapes, references: Tensor | None, offsets: Tensor, logits: Tensor
+    grad_output: Tensor,
+    value: Tensor,
+    shapes: Shapes,
+    references: Tensor | None,
+    offsets: Tensor,
+    logits: Tensor,
+    with_references: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """As `reference.backward`."""
     table = _table(value)
     grad_table, grad_offsets, grad_logits = torch.zeros_like(table), torch.empty_like(offsets), torch.empty_like(logits)
-    grad_references = None if references is None else torch.zeros_like(references)
+    grad_references = torch.zeros_like(references) if with_references and references is not None else None
     for part, weights, corners in _chunks(BACKWARD_QUERIES, value, shapes, references, offsets, logits):
         grad = grad_output[:, part].to(table.dtype)[..., None]  # (B, q, H, C, 1)
         bags = corners.rows.flatten(3)
@@ -132,8 +138,8 @@ def backward(
             grad_logits[:, part] = weights * (grad_weights - mean)
             found = _of_references(grad_places, shapes, references[:, part], offsets[:, part])
             grad_offsets[:, part] = found[0]
-            assert grad_references is not None
-            grad_references[:, part] = found[1]
+            if grad_references is not None:
+                grad_references[:, part] = found[1]
     return grad_table.view(value.shape).to(value.dtype), grad_references, grad_offsets, grad_logits
 
 

@@ -111,6 +111,18 @@ def test_any_shape_and_any_place(drawn: tuple[Case, bool]) -> None:
     assert output.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", ["points", "boxes"])
+def test_references_that_need_no_gradient_change_no_other(kernel: ModuleType, kind: str) -> None:
+    case = make_case(SHAPES[2], kind=kind)
+    whole = kernel.backward(case.grad, *case.arguments)
+    without = kernel.backward(case.grad, *case.arguments, with_references=False)
+    assert whole[1] is not None
+    assert without[1] is None
+    for left, right in zip(without[::2], whole[::2], strict=True):
+        assert torch.equal(left, right)
+    assert torch.equal(without[3], whole[3])
+
+
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf, 1e30])
 def test_a_place_that_is_nowhere_counts_as_zero(kernel: ModuleType, odd: float) -> None:
     """And the others are as if its weight were lost."""
