@@ -37,6 +37,10 @@ def valid_ratios(mask: Tensor) -> Tensor:
     return torch.stack(parts[::-1], -1)
 
 
+EXACT_FROM = 4096
+"""Cells along an axis beyond which a float32 fraction of it may be off by a ten-thousandth of a cell."""
+
+
 def cell_centers(shape: Sequence[int], ratios: Tensor) -> Tensor:
     """Centre of each cell as a fraction of the valid part: (B, prod(shape), D), natural order."""
     axes = [(torch.arange(size, dtype=ratios.dtype, device=ratios.device) + 0.5) / size for size in shape]
@@ -127,7 +131,8 @@ class Neck(nn.Module):
             flat = self.encode(level_mask).flatten(1, -2).to(dtype)
             positions.append(flat if self.level_embedding is None else flat + self.level_embedding[index])
         shapes = tuple(tuple(level.shape[2:]) for level in levels)
-        centers = [cell_centers(shape, ratios[:, i].to(exact_type(mask.device))) for i, shape in enumerate(shapes)]
+        real = exact_type(mask.device) if max(map(max, shapes)) > EXACT_FROM else torch.float32
+        centers = [cell_centers(shape, ratios[:, i].to(real)) for i, shape in enumerate(shapes)]
         return Memory(
             tokens=torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1),
             mask=torch.cat([m.flatten(1) for m in masks], 1),

@@ -39,7 +39,7 @@ def token_anchors(memory: Memory, size: float, margin: float) -> tuple[Tensor, T
     """
     assert memory.references is not None
     counts = [torch.Size(shape).numel() for shape in memory.level_shapes]
-    centers = memory.references.float()  # float64 is for sampling alone
+    centers = memory.references.float()  # where they are float64, that is for sampling alone
     sizes = torch.cat([centers.new_full((n,), size * 2**level) for level, n in enumerate(counts)])
     boxes = torch.cat([centers, sizes[None, :, None].expand_as(centers)], -1)
     inside = ((boxes > margin) & (boxes < 1 - margin)).all(-1)

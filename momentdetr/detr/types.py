@@ -24,7 +24,8 @@ class Memory:
         positions: (B, N, C), added to the keys; None for none.
         level_shapes: one D-tuple per level, their products sum to N.
         valid_ratios: (B, L, D), the valid part of each level per coordinate, in (0, 1]; None where all of it is.
-        references: (B, N, D), the centre of each token's cell as a fraction of the valid part; None where no part asks.
+        references: (B, N, D), the centre of each token's cell as a fraction of the valid part, float64 where a level is
+            so long that float32 would not do; None where no part asks.
         extents: (B, D), each sample's size in cells of the input (pixels, clips); None where no part asks.
     """
 

@@ -67,7 +67,7 @@ def test_levels_line_up(num_dims: int) -> None:
         assert torch.equal(memory.mask[:, part], real.flatten(1))
         expected = grid_positions(real, WIDTH).flatten(1, -2) + neck.level_embedding[index]
         torch.testing.assert_close(memory.positions[:, part], expected)
-        torch.testing.assert_close(memory.references[:, part], cell_centers(shape, valid_ratios(real).double()))
+        torch.testing.assert_close(memory.references[:, part], cell_centers(shape, valid_ratios(real)))
         start += count
     assert start == memory.tokens.shape[1]
 
@@ -110,3 +110,12 @@ def test_a_neck_may_learn_its_positions(num_dims: int) -> None:
     memory.positions.sum().backward()
     assert neck.positions is not None
     assert all(table.grad is not None and table.grad.abs().sum() > 0 for table in neck.positions.tables)
+
+
+def test_cells_of_long_sequences_are_placed_exactly() -> None:
+    clips = 75_000
+    neck = Neck(1, (2,), 4, num_levels=1, group_norm=0)
+    memory = neck([torch.zeros(1, 2, clips)], torch.ones(1, clips, dtype=torch.bool))
+    assert memory.references is not None
+    places = memory.references[0, :, 0].double() * clips - 0.5
+    assert (places - torch.arange(clips)).abs().max() < 1e-9

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from parity import fullsize, loaders, operations
+from parity import fullsize, kinks, loaders, operations
 from parity.check import CHECKS, Run, System
 from parity.comparison import Row
 from parity.material import DTYPES, Golden, Item, Kind, read_golden
@@ -105,7 +105,8 @@ def _plan_system(item: Item) -> list[Plan]:
 
 
 def _rows(golden: Golden, system: System, dtype: str, part: str) -> list[Row]:
-    return CHECKS[part](golden, _run(system.name, golden.folder, dtype), system, dtype)
+    rows = CHECKS[part](golden, _run(system.name, golden.folder, dtype), system, dtype)
+    return kinks.settle(golden, system, dtype, rows) if part == "gradients" else rows
 
 
 @cache
