@@ -175,18 +175,22 @@ def feature_scores(memory: Memory) -> Tensor:
 def discriminability(memory: Memory, targets: Targets, num_thresholds: int = 51) -> Discriminability:
     """Co-DETR's IoF-IoB curve (Zong et al., 2023, arXiv 2211.12860) of encoded tokens, over all valid cells of a batch.
 
-    A cell belongs to the foreground where its centre lies in a target's box.
+    A cell belongs to the foreground where its centre lies in a target's box. Thresholds are 0 and S - 1 of the cells'
+    own scores, evenly by rank: encoders that end in a layer norm give lengths that differ by a few per cent only, and
+    thresholds evenly from 0 to 1 would miss the curve.
 
     Args:
         memory: after the encoder, with references.
         targets: whose insides are the foreground.
-        num_thresholds: S, evenly from 0 to 1.
+        num_thresholds: S.
     """
     scores = feature_scores(memory)
     count = scores.shape[1]
     inside = tokens_inside(memory, targets)[:, :count]
     valid = torch.ones_like(inside) if memory.mask is None else memory.mask[:, :count]
-    thresholds = torch.linspace(0, 1, num_thresholds, device=scores.device)
+    ranked = scores[valid].sort().values
+    ranks = torch.linspace(0, max(len(ranked) - 1, 0), num_thresholds - 1, device=scores.device).round().long()
+    thresholds = torch.cat([scores.new_zeros(1), ranked[ranks] if len(ranked) else scores.new_ones(len(ranks))])
     above = scores[None] > thresholds[:, None, None]
     front, back = inside & valid, ~inside & valid
     return Discriminability(

@@ -226,9 +226,28 @@ def test_discriminability_equals_a_count_by_hand() -> None:
     expected = torch.tensor([[1.0, 2 / 3, 3 / 8, 1 / 6]])
     torch.testing.assert_close(feature_scores(memory), expected)
     targets = Targets(torch.zeros(1, 1, dtype=torch.long), torch.tensor([[[0.25, 0.5]]]), torch.ones(1, 1).bool())
-    curve = discriminability(memory, targets, num_thresholds=5)  # 0, 1/4, 1/2, 3/4, 1; two cells inside, one outside
-    assert curve.foreground.tolist() == [1.0, 1.0, 1.0, 0.5, 0.0]
-    assert curve.background.tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
+    curve = discriminability(memory, targets, num_thresholds=4)  # two cells inside, one outside, one of padding
+    torch.testing.assert_close(curve.thresholds, torch.tensor([0, 3 / 8, 2 / 3, 1]))
+    assert curve.foreground.tolist() == [1.0, 1.0, 0.5, 0.0]
+    assert curve.background.tolist() == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_lengths_that_hardly_differ_are_told_apart_all_the_same() -> None:
+    inside = torch.arange(8) < 3
+    tokens = torch.where(inside, 1.001, 1.0) + 1e-5 * torch.arange(8)
+    places = (torch.arange(8) + 0.5)[None, :, None] / 8
+    memory = Memory(tokens[None, :, None], level_shapes=((8,),), references=places)
+    targets = Targets(torch.zeros(1, 1, dtype=torch.long), torch.tensor([[[3 / 16, 3 / 8]]]), torch.ones(1, 1).bool())
+    curve = discriminability(memory, targets, num_thresholds=9)
+    best = (curve.foreground - curve.background).max()
+    assert best == 1  # one threshold parts them
+    assert (curve.foreground[0], curve.background[-1]) == (1, 0)
+
+
+def test_nothing_valid_has_a_curve_of_nothing() -> None:
+    memory = Memory(torch.ones(1, 4, 1), torch.zeros(1, 4).bool(), level_shapes=((4,),), references=torch.rand(1, 4, 1))
+    curve = discriminability(memory, Targets(torch.zeros(1, 0).long(), torch.zeros(1, 0, 2), torch.zeros(1, 0).bool()))
+    assert curve.foreground.sum() == curve.background.sum() == 0
 
 
 def test_scores_live_on_the_finest_level(num_dims: int) -> None:
