@@ -52,11 +52,11 @@ def _summary(parts: dict[str, list[Row]]) -> str:
     precise = [row for part, rows in parts.items() if part != "predictions" for row in rows if row.tolerance > 0]
     worst = max(precise, key=lambda row: row.ratio, default=None)
     told = "" if worst is None else f"; worst {worst.ratio:.3f} of its tolerance ({worst.name})"
-    excused: dict[str, int] = defaultdict(int)
+    noted: dict[str, int] = defaultdict(int)
     for row in rows:
-        if row.status is Status.EXCUSED:
-            excused[row.note] += 1
-    notes = "".join(f"; {count} not compared: {note}" for note, count in excused.items())
+        if row.note and not row.failed:
+            noted[("not compared: " if row.status is Status.EXCUSED else "") + row.note] += 1
+    notes = "".join(f"; {count} {note}" for note, count in noted.items())
     return ", ".join(counts) + told + notes
 
 
