@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from parity.check import TIE
 from parity.comparison import Row, Status
+from parity.kinks import MOVED
 
 
 @dataclass
@@ -54,7 +56,7 @@ def _summary(parts: dict[str, list[Row]]) -> str:
     told = "" if worst is None else f"; worst {worst.ratio:.3f} of its tolerance ({worst.name})"
     noted: dict[str, int] = defaultdict(int)
     for row in rows:
-        if row.note and not row.failed:
+        if row.status is Status.EXCUSED or row.note in (MOVED, TIE):
             noted[("not compared: " if row.status is Status.EXCUSED else "") + row.note] += 1
     notes = "".join(f"; {count} {note}" for note, count in noted.items())
     return ", ".join(counts) + told + notes
