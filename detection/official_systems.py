@@ -152,7 +152,7 @@ def _dino(state: State, options: Options) -> dict[str, Any]:
     proposed = "transformer.enc_output.weight" in state
     return {
         "two_stage": proposed,
-        "learned_content": "transformer.tgt_embed.weight" in state or not proposed,
+        "learned_content": options.get("embed_init_tgt", "transformer.tgt_embed.weight" in state) or not proposed,
         "shared_classes": options.get("dec_pred_class_embed_share", _shared(state, "class_embed")),
         "shared_boxes": options.get("dec_pred_bbox_embed_share", _shared(state, "bbox_embed")),
         "refinement": "detached" if options.get("use_detached_boxes_dec_out") else "look_forward_twice",

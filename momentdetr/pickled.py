@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for damaged files, none of which names the file
         raise BadCheckpoint(
-            f"{path} cannot be loaded safely: {_reason(error)}. Expected a checkpoint of the DETR family, written "
-            "by torch.save; a damaged one must be downloaded again"
+            f"{path} cannot be loaded: {_reason(error)}. Expected a checkpoint of the DETR family, written by "
+            "torch.save; a damaged one must be downloaded again"
         ) from error
     if not isinstance(content, dict):
         raise BadCheckpoint(f"{path} holds a {type(content).__name__}, expected a dictionary with a 'model' entry")
@@ -71,13 +72,14 @@ def _refuse_impostor(path: Path, head: bytes) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The one line of torch's page-long message that says what was wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    marked = [i for i, line in enumerate(lines) if "WeightsUnpickler error" in line]
-    if marked:
-        line = lines[marked[0]].split("WeightsUnpickler error:")[-1].strip()
-        return line or ([*lines, ""])[marked[0] + 1]
-    return lines[0] if lines else type(error).__name__
+    """What was wrong, in one clause; torch's own words are a page, and end in advice to load it unsafely."""
+    text = str(error)
+    asked = re.search(r"GLOBAL (\S+)", text)
+    if asked:
+        return f"it asks for {asked[1]}, which is code, not data"
+    if "zip archive" in text:
+        return "it ends too early"
+    return "it is not what torch.save writes"
 
 
 def plain_options(content: dict[str, Any]) -> dict[str, Any]:

@@ -161,6 +161,13 @@ def test_dino_without_denoising_still_makes_one_group_of_no_weight() -> None:
     assert denoising.weight == 0
 
 
+def test_learned_contents_that_the_options_promise_must_be_there() -> None:
+    _, _, state = made("dino")
+    del state["transformer.tgt_embed.weight"]
+    with pytest.raises(BadCheckpoint, match=r"transformer\.tgt_embed\.weight"):
+        converted(state, embed_init_tgt=True)
+
+
 def test_what_no_row_computes_is_refused_by_name() -> None:
     _, _, state = made("dino")
     with pytest.raises(BadCheckpoint, match="decoder_sa_type='ca_label'"):
@@ -340,7 +347,7 @@ def test_the_command_line_runs_nothing_that_a_file_asks_for(
     torch.save({**content, "args": Harmful(tmp_path / "harm")}, tmp_path / "harmful.pth")
     code, said = run(monkeypatch, capsys, "convert", tmp_path / "harmful.pth", tmp_path / "out")
     assert code == 2
-    assert "cannot be loaded safely" in said
+    assert "which is code, not data" in said
     assert not (tmp_path / "harm").exists()
 
 
