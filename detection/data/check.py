@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -86,15 +87,17 @@ def check_split(split: Split, *, verify: Verify = "decode", progress: Progress |
 def verified(report: SplitReport, verify: Verify = "decode", progress: Progress | None = None) -> SplitReport:
     """The report with what is wrong with the image files; images that cannot be used are no records any more."""
     kept, faults, remarks = [], list(report.faults), Counter[str]()
-    for done, (record, fault, remark) in enumerate(_looked_at(report.records, verify), start=1):
-        if fault is None:
-            kept.append(record)
-        else:
-            faults.append(Fault("image", f"image {record.image_id}", fault, record.image_id))
-        if remark is not None:
-            remarks[remark] += 1
-        if progress is not None:
-            progress(done, len(report.records))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of large images, palettes and damaged EXIF, which are all read
+        for done, (record, fault, remark) in enumerate(_looked_at(report.records, verify), start=1):
+            if fault is None:
+                kept.append(record)
+            else:
+                faults.append(Fault("image", f"image {record.image_id}", fault, record.image_id))
+            if remark is not None:
+                remarks[remark] += 1
+            if progress is not None:
+                progress(done, len(report.records))
     odd = tuple(f"{text} ({count} times)" if count > 1 else text for text, count in remarks.items())
     return replace(report, records=tuple(kept), faults=tuple(faults), remarks=(*report.remarks, *odd))
 
@@ -173,14 +176,19 @@ def _header(record: ImageRecord) -> tuple[ImageRecord, str | None, str | None]:
 
 
 def _compared(report: SplitReport, first: SplitReport) -> SplitReport:
-    """With a fault for each category that means another class than in the first split."""
-    names = dict(zip(first.classes.category_ids, first.classes.names, strict=True))
+    """With a fault for each class that the first split has not, and a remark where numbers differ."""
+    numbers = dict(zip(first.classes.names, first.classes.category_ids, strict=True))
+    own = list(zip(report.classes.names, report.classes.category_ids, strict=True))
     faults = [
-        Fault("file", f"category {key}", f"is {name!r}, but {names.get(key, 'nothing')!r} in split {first.name!r}")
-        for key, name in zip(report.classes.category_ids, report.classes.names, strict=True)
-        if names.get(key) != name
+        Fault("file", f"category {key}", f"is {name!r}, which split {first.name!r} has not")
+        for name, key in own
+        if name not in numbers
     ]
-    return replace(report, faults=(*report.faults, *faults))
+    moved = [name for name, key in own if numbers.get(name, key) != key]
+    text = f"{', '.join(moved)}: other category ids than in split {first.name!r}; the names count"
+    return replace(
+        report, faults=(*report.faults, *faults), remarks=(*report.remarks, text) if moved else report.remarks
+    )
 
 
 def _relabelled(

@@ -193,7 +193,7 @@ def _instances(
         if key == 0:
             found.remarks["annotation id 0: COCO's scorer takes a match with it for none; number from 1"] += 1
         image = whole_number(row.get("image_id"))
-        if image not in listed:
+        if image is None or image not in listed:
             found.annotation(where, f"is of image {shown(row.get('image_id'))}, which is not listed")
         elif image in records:  # else the image's own fault has been named
             one = _instance(row, records[image], label_of, found)
@@ -209,7 +209,7 @@ def _instance(
 ) -> Instance | str:
     """The object, or in words what is wrong with it."""
     category = whole_number(row.get("category_id"))
-    if category not in label_of:
+    if category is None or category not in label_of:
         return f"is of category {shown(row.get('category_id'))}, which is not listed"
     box = box_of(row.get("bbox"))
     if box is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,19 +124,22 @@ def _images_folder(file: Path, root: Path, name: str) -> Path:
 def _candidates(file: Path, root: Path, name: str) -> Iterator[Path]:
     if file.name == _ROBOFLOW:
         yield file.parent
-    for folder in (name, *_ALIASES.get(canonical(name), ())):
-        yield from (root / folder, root / "images" / folder, root / folder / "images")
+    parents = (root, root / "images")
+    yield from (parent / name for parent in parents)
+    for parent in parents:
+        alike = [folder for folder in parent.glob("*/") if canonical(folder.name) == canonical(name)]
+        yield from (folder for found in sorted(alike) for folder in (found, found / "images"))
     yield from (root / "images", root / "JPEGImages", file.parent, root)
 
 
 def _first_file_names(file: Path, limit: int = 20) -> list[str]:
-    """Some image names of an annotation file; none where it cannot be read, which its reader will say."""
+    """Some image names of an annotation file, found without reading all of what may be hundreds of megabytes."""
     try:
-        rows = json.loads(file.read_bytes().decode("utf-8-sig"))["images"]
-        names = [row["file_name"] for row in rows if isinstance(row["file_name"], str)]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
-    return [name for name in names[:: max(1, len(names) // limit)][:limit] if "\0" not in name]
+        data = file.read_bytes()
+        found = (json.loads(match[1]) for match in re.finditer(rb'"file_name"\s*:\s*("[^"\n]+")', data))
+        return [name for name in itertools.islice(found, limit) if "\0" not in name]
+    except (OSError, ValueError):
+        return []  # which its reader will say
 
 
 def _order(split: Split) -> tuple[int, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,11 +96,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         if not path.is_file():
             raise BadInput(f"{path}: there is no such file")
-        with warnings.catch_warnings():
-            # Large images are read up to Pillow's limit for an error; damaged EXIF and palettes are mentioned, too.
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
-                yield image
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
     except Image.DecompressionBombError as error:
         raise BadInput(f"{path}: is too large ({error}); make it smaller") from error
     except UnidentifiedImageError as error:
