@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from detection.data_verbs import register
 from momentdetr.errors import MomentDETRError
 
 app = typer.Typer(
@@ -17,6 +18,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Detect objects in images with the DETR family.",
 )
+
+
+register(app)
 
 
 @app.callback()

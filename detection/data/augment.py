@@ -123,7 +123,7 @@ def augmented(
             example = mixup(example, other, rng.uniform(*config.mixup_share))
     if config.flip and rng.random() < config.flip:
         example = flip(example)
-    return clipped(_GEOMETRIES[config.geometry](example, config, rng))
+    return _GEOMETRIES[config.geometry](example, config, rng)
 
 
 def _drawn(load: Callable[[int], Example], num_images: int, config: AugmentConfig, rng: np.random.Generator) -> Example:

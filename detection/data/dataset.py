@@ -97,7 +97,7 @@ class ImageDataset(Dataset[ImageSample]):
         return len(self.records)
 
     def __getitem__(self, key: int | tuple[int, int, int]) -> ImageSample:
-        """The sample of (seed, epoch, index), as a batch sampler may yield them; a bare index is that of (0, 0, index)."""
+        """The sample of (seed, epoch, index), as a batch sampler may yield them; an index alone is (0, 0, index)."""
         seed, epoch, index = (0, 0, key) if isinstance(key, int) else key
         return self.sample(index, seed=seed, epoch=epoch)
 

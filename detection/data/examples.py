@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
-# Boxes that are cut until less than this is left, in pixels of width or height, are no targets any more.
+# Boxes that a cut leaves less of than this, in pixels of width or height, are no targets any more.
 MIN_SIDE = 1.0
 
 
@@ -64,7 +64,7 @@ def crop(example: Example, top: int, left: int, height: int, width: int) -> Exam
     """Cut out a window; boxes are cut with it, and those of which nothing is left go."""
     image = functional.crop(example.image, top, left, height, width)
     boxes = functional.crop(_boxes(example), top, left, height, width)
-    return clipped(Example(image, boxes.as_subclass(Tensor), example.labels))
+    return clipped(Example(image, boxes.as_subclass(Tensor), example.labels), MIN_SIDE)
 
 
 def flip(example: Example) -> Example:
@@ -73,10 +73,11 @@ def flip(example: Example) -> Example:
     return Example(functional.horizontal_flip(example.image), boxes.as_subclass(Tensor), example.labels)
 
 
-def clipped(example: Example, min_side: float = MIN_SIDE) -> Example:
-    """With boxes cut at the image's edges, without those of which less than `min_side` is left."""
+def clipped(example: Example, min_side: float = 0.0) -> Example:
+    """With boxes cut at the image's edges, without those of which nothing or less than `min_side` is left."""
     boxes = functional.clamp_bounding_boxes(_boxes(example), clamping_mode="hard").as_subclass(Tensor)
-    kept = (boxes[:, 2:] - boxes[:, :2] >= min_side).all(1)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    kept = ((sides > 0) & (sides >= min_side)).all(1)
     return Example(example.image, boxes[kept], example.labels[kept])
 
 
