@@ -36,6 +36,7 @@ class DetectionScores:
         per_class: AP by name of the class, of classes that have something to find.
         precision: (T, R, K, A, M): IoU thresholds .5 to .95, recalls 0 to 1, classes, areas, numbers of detections.
         recall: (T, K, A, M).
+        confidence: like `precision`: the score of the detection that reaches each.
         notes: what a reader of the numbers must know, in words.
     """
 
@@ -43,6 +44,7 @@ class DetectionScores:
     per_class: Mapping[str, float]
     precision: Floats
     recall: Floats
+    confidence: Floats
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,11 +82,12 @@ def score(
     limits = sorted(int(limit) for limit in max_detections)
     if len(limits) != 3 or limits[0] < 1:
         raise BadInput(f"max_detections is {shown(max_detections)}, expected three numbers of at least 1")
-    precision, recall = _evaluate(truth, results, kind, limits, class_agnostic)
+    precision, recall, confidence = _evaluate(truth, results, kind, limits, class_agnostic)
     names = ["all classes"] if class_agnostic else _class_names(truth["categories"])
     averages = {name: _mean(precision[:, :, k, 0, -1]) for k, name in enumerate(names)}
     per_class = {name: average for name, average in averages.items() if average > -1}
-    return DetectionScores(_figures(precision, recall, limits), per_class, precision, recall, tuple(notes))
+    figures = _figures(precision, recall, limits)
+    return DetectionScores(figures, per_class, precision, recall, confidence, tuple(notes))
 
 
 def _named(source: object, otherwise: str) -> str:
@@ -98,7 +101,7 @@ def _kind(found: object) -> Kind:
 
 def _evaluate(
     truth: Mapping[str, Any], results: list[dict[str, Any]], kind: Kind, limits: list[int], class_agnostic: bool
-) -> tuple[Floats, Floats]:
+) -> tuple[Floats, Floats, Floats]:
     from faster_coco_eval import COCO, COCOeval_faster
 
     with warnings.catch_warnings():
@@ -114,7 +117,8 @@ def _evaluate(
             if kind == "bbox":  # checked value by value
                 raise
             raise BadInput(f"a mask is not one of COCO's ({error}); give polygons or run lengths") from error
-    return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+    precision, recall, confidence = (np.asarray(evaluation.eval[key]) for key in ("precision", "recall", "scores"))
+    return precision, recall, confidence
 
 
 def _figures(precision: Floats, recall: Floats, limits: Sequence[int]) -> dict[str, float]:
