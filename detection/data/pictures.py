@@ -16,7 +16,7 @@ from momentdetr.errors import BadInput
 
 # What is read, by content and not by name. Everything else that Pillow knows is either a document, which it hands to
 # other programs, or too rare to be worth its parser.
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "MPO")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
 _ORIENTATION = 0x0112
