@@ -186,10 +186,20 @@ def _say(message: str) -> None:
 
 @contextmanager
 def _progress(unit: str) -> Iterator[Progress]:
-    """A bar on stderr where somebody looks."""
+    """A bar on stderr that appears with the first step."""
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    with Bar(console=Console(stderr=True, highlight=False, markup=False), transient=True) as bar:
-        task = bar.add_task(unit, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    bar = Bar(console=Console(stderr=True, highlight=False, markup=False), transient=True)
+    task = bar.add_task(unit, total=None)
+
+    def step(done: int, total: int) -> None:
+        if not bar.live.is_started:
+            bar.start()
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield step
+    finally:
+        if bar.live.is_started:
+            bar.stop()

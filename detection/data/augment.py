@@ -15,6 +15,9 @@ from detection.data.examples import Example, clipped, cover, crop, fitted_size, 
 from momentdetr.training.config import Section
 from momentdetr.training.order import derived_seed
 
+# Images longer than this many times the short side before the cut-out are scaled down further.
+_STRIP = 4
+
 
 class AugmentConfig(Section):
     """How images are made for training.
@@ -134,7 +137,9 @@ def _drawn(load: Callable[[int], Example], num_images: int, config: AugmentConfi
 def _detr(example: Example, config: AugmentConfig, rng: np.random.Generator) -> Example:
     """DETR's: half of the images are first scaled to one of `cut_from`, and a window is cut out of them."""
     if config.cut_from and rng.random() < 0.5:
-        example = resize(example, *fitted_size(*example.size, int(rng.choice(config.cut_from)), None))
+        # The official code sets no limit here, and a strip of an image then fills the memory.
+        limit = _STRIP * max(config.cut_from)
+        example = resize(example, *fitted_size(*example.size, int(rng.choice(config.cut_from)), limit))
         least, most = config.cut_sides
         height, width = (int(rng.integers(min(least, side), min(most, side) + 1)) for side in example.size)
         top, left = (

@@ -89,9 +89,13 @@ def cover(example: Example, height: int, width: int, zoom: float, where: tuple[f
         where: which part is seen, from 0 (top, left) to 1 (bottom, right).
     """
     scale = zoom * max(height / example.size[0], width / example.size[1])
-    rows, columns = (max(least, round(side * scale)) for least, side in zip((height, width), example.size, strict=True))
-    top, left = (round(share * room) for share, room in zip(where, (rows - height, columns - width), strict=True))
-    return crop(resize(example, rows, columns), top, left, height, width)
+    # Cut first and scale then: a strip of 20,000 x 3 pixels, scaled whole, would fill the memory.
+    rows, columns = (
+        min(have, max(1, round(want / scale))) for have, want in zip(example.size, (height, width), strict=True)
+    )
+    room = (example.size[0] - rows, example.size[1] - columns)
+    top, left = (round(share * free) for share, free in zip(where, room, strict=True))
+    return clipped(resize(crop(example, top, left, rows, columns), height, width), MIN_SIDE)
 
 
 def mosaic(examples: list[Example], side: int, centre: tuple[float, float], rng: np.random.Generator) -> Example:

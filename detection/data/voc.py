@@ -95,12 +95,12 @@ def _picture(file: Path, folder: Path, origin: int, reading: _Reading) -> _Pictu
     root = _parsed(file)
     path = _image(file, root, folder)
     facts = read_facts(path)
-    said = tuple(number(_value(root, f"size/{side}")) for side in ("width", "height"))
     width, height = facts.upright
+    said = (_value(root, "size/width") or 0.0, _value(root, "size/height") or 0.0)
     if said == (facts.width, facts.height):
         width, height = facts.width, facts.height  # boxes are of the image as stored, whatever EXIF says
-    elif said != facts.upright and said not in ((None, None), (0, 0)):
-        raise BadInput(f"{file}: says {said[0]}x{said[1]} pixels, {path.name} has {facts.width}x{facts.height}")
+    elif all(said) and said != facts.upright:
+        raise BadInput(f"{file}: says {said[0]:g}x{said[1]:g} pixels, {path.name} has {facts.width}x{facts.height}")
     objects = []
     for position, node in enumerate(root.iter("object"), start=1):
         reading.num_annotations += 1
