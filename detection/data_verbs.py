@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -15,6 +15,7 @@ from momentdetr.errors import BadInput
 if TYPE_CHECKING:
     from detection.data.check import Progress
     from detection.data.records import SplitReport
+    from detection.scoring import Kind
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Data sets: check, convert.")
 
@@ -103,7 +104,7 @@ def score(
 
     if kind not in (None, "bbox", "segm"):
         raise BadInput(f"--kind is {kind!r}, expected bbox or segm")
-    scores = score_files(detections, annotations, kind=kind)
+    scores = score_files(detections, annotations, kind=cast("Kind | None", kind))
     for note in scores.notes:
         _say(f"note: {note}")
     if as_json:

@@ -12,13 +12,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.json_file import box_of, number, read_json, shown, whole_number
 from momentdetr.errors import BadInput
+
+if TYPE_CHECKING:
+    from detection.model import Detections
 
 Kind = Literal["bbox", "segm"]
 Floats = NDArray[np.float64]
@@ -88,6 +91,24 @@ def score(
     per_class = {name: average for name, average in averages.items() if average > -1}
     figures = _figures(precision, recall, limits)
     return DetectionScores(figures, per_class, precision, recall, confidence, tuple(notes))
+
+
+def rows_of(image_id: int, found: Detections, category_ids: Sequence[int | None]) -> list[dict[str, Any]]:
+    """What was found in an image in COCO's result format, of which `score` takes a list.
+
+    Args:
+        image_id: of the image.
+        found: boxes in its pixels.
+        category_ids: the data set's number of each label; None: what is no class of it is left out.
+    """
+    rows = []
+    for sure, label, box in zip(found.scores.tolist(), found.labels.tolist(), found.boxes.tolist(), strict=True):
+        category = category_ids[label]
+        if category is not None:
+            left, top, right, bottom = box
+            sides = [left, top, right - left, bottom - top]
+            rows.append({"image_id": image_id, "category_id": category, "bbox": sides, "score": sure})
+    return rows
 
 
 def _named(source: object, otherwise: str) -> str:

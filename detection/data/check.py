@@ -124,7 +124,7 @@ def summary(report: SplitReport) -> dict[str, Any]:
             )
         ],
         "remarks": list(report.remarks),
-        "faults": [{"kind": one.kind, "where": one.where, "text": one.text} for one in report.faults],
+        "faults": [fault.to_dict() for fault in report.faults],
     }
 
 

@@ -122,10 +122,6 @@ def _file_names(records: Sequence[ImageRecord]) -> list[str]:
 
 
 def _write_skipped(reports: Sequence[SplitReport], folder: Path) -> None:
-    skipped = {
-        report.name: [{"kind": one.kind, "where": one.where, "text": one.text} for one in report.faults]
-        for report in reports
-        if report.faults
-    }
+    skipped = {one.name: [fault.to_dict() for fault in one.faults] for one in reports if one.faults}
     if skipped:
         (folder / "skipped.json").write_text(json.dumps(skipped, indent=2) + "\n", encoding="utf-8")

@@ -68,8 +68,8 @@ class ImageBatch:
     def to(self, device: torch.device | str) -> ImageBatch:
         """The same batch on another device."""
         targets = Targets(*(part.to(device) for part in (self.targets.labels, self.targets.boxes, self.targets.mask)))
-        moved = (part.to(device, non_blocking=True) for part in (self.images, self.mask))
-        return ImageBatch(*moved, targets, self.sizes.to(device), self.records)
+        images, mask = self.images.to(device, non_blocking=True), self.mask.to(device, non_blocking=True)
+        return ImageBatch(images, mask, targets, self.sizes.to(device), self.records)
 
     def pin_memory(self) -> ImageBatch:
         """The same batch in memory that a GPU can copy from while it computes."""

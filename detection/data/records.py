@@ -98,6 +98,10 @@ class Fault:
     def __str__(self) -> str:
         return f"{self.where}: {self.text}"
 
+    def to_dict(self) -> dict[str, str]:
+        """Plain values, to be stored with what is made without it."""
+        return {"kind": self.kind, "where": self.where, "text": self.text}
+
 
 @dataclass(frozen=True)
 class SplitReport:

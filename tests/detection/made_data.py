@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hypothesis import strategies as st
 from PIL import Image
 
 SIZES = ((64, 48), (40, 60), (50, 50))
@@ -50,3 +51,32 @@ def write_coco(folder: Path, content: dict[str, Any] | None = None, split: str =
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(content))
     return file
+
+
+ODD_VALUES: st.SearchStrategy[Any] = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.just(10**400),
+    st.floats(),
+    st.text(max_size=3),
+    st.just([]),
+    st.just({}),
+    st.lists(st.one_of(st.integers(-5, 100), st.floats()), min_size=3, max_size=5),
+)
+
+
+def spoil(content: Any, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
+    """Replace or remove a few values anywhere in a JSON document, in place."""
+    for _ in range(draw(st.integers(1, 3))):
+        place = content
+        while True:
+            key = draw(st.sampled_from(sorted(place, key=str) if isinstance(place, dict) else range(len(place))))
+            inner = place[key]
+            if not (isinstance(inner, (dict, list)) and inner) or draw(st.integers(0, 5)) == 0:
+                break
+            place = inner
+        if draw(st.booleans()):
+            place[key] = draw(ODD_VALUES)
+        elif isinstance(place, list) or place is not content:
+            del place[key]

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from made_data import SIZES, document, picture, write_coco
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from made_data import SIZES, document, picture, spoil, write_coco
 
 from detection.data.check import check, load_data, summary
 from detection.data.coco import read_coco, to_coco
@@ -153,6 +156,29 @@ def test_classes_in_doubt_cannot_be_skipped(categories: list[Any], tmp_path: Pat
     write_coco(tmp_path, {**document(), "categories": categories})
     with pytest.raises(BadInput, match="categor"):
         load_data(tmp_path, skip_bad=100)
+
+
+@given(data=st.data())
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_stands_in_a_file_only_bad_input_comes_of_it(data: st.DataObject, tmp_path: Path) -> None:
+    content = document()
+    spoil(content, data.draw)
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps(content))
+    try:
+        report = read_coco(file, tmp_path)
+    except BadInput:
+        return
+    labels = range(len(report.classes))
+    for record in report.records:
+        assert min(record.width, record.height) >= 1
+        for one in record.instances:
+            assert one.label in labels
+            assert np.isfinite([*one.box, one.area]).all()
+            assert min(one.box[2:]) > 0
+    listed = sum(len(record.instances) for record in report.records)
+    of_images = sum(fault.kind == "image" for fault in report.faults)
+    assert listed + len(report.faults) >= report.num_annotations or of_images
 
 
 def test_what_is_odd_but_harmless_is_remarked(tmp_path: Path) -> None:

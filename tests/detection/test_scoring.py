@@ -10,12 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from faster_coco_eval.core import mask
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_data import spoil
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from safetensors.numpy import load_file
 
-from detection.scoring import score
+from detection.model import Detections
+from detection.scoring import rows_of, score
 from momentdetr.errors import BadInput
 
 NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
@@ -163,6 +168,32 @@ def test_what_does_not_belong_is_ignored_as_coco_does_and_noted() -> None:
     assert list(scores.figures.values()) == pytest.approx(list(reference(complete, found).stats), abs=1e-12)
     assert len(scores.notes) == 2
     assert "1000" in scores.notes[1]
+
+
+def test_what_a_model_found_becomes_rows() -> None:
+    found = Detections(torch.tensor([0.9, 0.5, 0.4]), torch.tensor([1, 0, 2]), torch.tensor([[1.0, 2, 4, 8]] * 3))
+    rows = rows_of(7, found, [3, 90, None])
+    assert [(one["image_id"], one["category_id"], one["bbox"]) for one in rows] == [
+        (7, 90, [1, 2, 3, 6]),
+        (7, 3, [1, 2, 3, 6]),
+    ]
+    assert [one["score"] for one in rows] == pytest.approx([0.9, 0.5])
+    truth = {"images": [{"id": 7}], "categories": [{"id": 90, "name": "a"}, {"id": 3, "name": "b"}]}
+    annotation = {"id": 1, "image_id": 7, "category_id": 90, "bbox": [1, 2, 3, 6]}
+    assert score(rows, {**truth, "annotations": [annotation]}).per_class == {"a": pytest.approx(1)}
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_whatever_stands_in_the_files_only_bad_input_comes_of_it(data: st.DataObject) -> None:
+    truth, found = made(0, num_images=4)
+    changed = {"truth": copy.deepcopy(truth), "found": copy.deepcopy(found[:6])}
+    spoil(changed, data.draw)
+    try:
+        figures = score(changed["found"], changed["truth"]).figures
+    except BadInput:
+        return
+    assert all(value == -1 or 0 <= value <= 1 for value in figures.values())
 
 
 @pytest.mark.parametrize(
