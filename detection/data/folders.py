@@ -47,7 +47,8 @@ def find_splits(path: str | Path) -> tuple[Split, ...]:
         return (_split(path, root),)
     if not path.is_dir():
         raise BadInput(f"{path}: there is no such file or folder; give a COCO-format folder or its JSON file")
-    files = sorted(path.glob(f"*/{_ROBOFLOW}")) or _annotation_files(path / "annotations") or _annotation_files(path)
+    files = sorted(path.glob(f"*/{_ROBOFLOW}")) or _annotation_files(path / "annotations")
+    files = files or [file for file in _annotation_files(path) if b'"images"' in file.read_bytes()]
     if not files:
         raise BadInput(f"{path}: has no COCO annotations{_looks_like(path)}")
     return tuple(sorted((_split(file, path) for file in files), key=_order))
@@ -99,10 +100,10 @@ def _looks_like(path: Path) -> str:
 def _annotation_files(folder: Path) -> list[Path]:
     files = [file for file in sorted(folder.glob("*.json")) if not file.name.startswith(_OTHER_TASKS)]
     instances = [file for file in files if file.name.startswith("instances_")]
-    return instances or [file for file in files if _holds_images(file)]
+    return instances or [file for file in files if _is_object(file)]
 
 
-def _holds_images(file: Path) -> bool:
+def _is_object(file: Path) -> bool:
     """Whether a JSON file is an object; others, such as lists of detections, are not annotations."""
     with file.open("rb") as opened:
         return opened.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")

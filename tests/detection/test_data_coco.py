@@ -159,7 +159,7 @@ def test_classes_in_doubt_cannot_be_skipped(categories: list[Any], tmp_path: Pat
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_stands_in_a_file_only_bad_input_comes_of_it(data: st.DataObject, tmp_path: Path) -> None:
     content = document()
     spoil(content, data.draw)
@@ -251,6 +251,7 @@ def test_known_layouts_are_found(layout: str, tmp_path: Path) -> None:
     file.write_text(json.dumps(document()))
     (file.parent / "captions_val2017.json").write_text("{}")
     (file.parent / "results.json").write_text("[]")
+    (tmp_path / "settings.json").write_text("{}")
     split = find_split(tmp_path, "val")
     assert (split.annotations, split.images) == (file, images)
     assert len(load_data(tmp_path, "val").records) == len(load_data(file).records) == 3

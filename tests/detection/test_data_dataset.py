@@ -4,13 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_checkpoints import make
 from made_data import write_coco
 from torch.utils.data import DataLoader
 
 from detection.data.augment import AugmentConfig, evaluation_size
 from detection.data.check import ImageData, load_data
+from detection.data.coco import to_coco
 from detection.data.dataset import MEAN, STD, ImageBatch, ImageDataset, collate
 from detection.data.pictures import read_picture
+from detection.model import Detections
+from detection.scoring import rows_of, score
 from momentdetr.errors import BadInput
 
 
@@ -91,6 +95,29 @@ def test_what_cannot_be_a_data_set_is_told(data: ImageData) -> None:
         ImageDataset([])
     with pytest.raises(IndexError, match="image 3 of 3"):
         ImageDataset(data.records)[3]
+
+
+def test_targets_said_back_as_answers_are_perfect(data: ImageData) -> None:
+    batch = ImageDataset(data.records, evaluation_size(70, 90)).batch([0, 1, 2])
+    rows = []
+    for row, record in enumerate(batch.records):
+        real = batch.targets.mask[row]
+        low, high = (batch.targets.boxes[row, real, :2] + s * batch.targets.boxes[row, real, 2:] / 2 for s in (-1, 1))
+        corners = torch.cat([low, high], -1) * batch.sizes[row].flip(0).repeat(2)
+        found = Detections(torch.ones(int(real.sum())), batch.targets.labels[row, real], corners)
+        rows += rows_of(record.image_id, found, data.classes.category_ids)
+    scores = score(rows, to_coco(data.records, data.classes))
+    assert dict(scores.per_class) == {"dog": pytest.approx(1), "cat": pytest.approx(1)}
+
+
+def test_a_detector_learns_from_a_batch(data: ImageData) -> None:
+    model, _ = make("dino", denoising={"contrastive": True, "indicator": False, "groups": 2})
+    batch = ImageDataset(data.records, AugmentConfig.at(64)).batch([0, 1, 2], seed=1, epoch=1)
+    assert batch.targets.mask.any(1).tolist() == [True, True, False]
+    losses = model.train().loss(batch.images, batch.mask, batch.targets)
+    losses.total.backward()
+    assert losses.total.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 def test_real_images_pass_every_recipe(shared_data: Path) -> None:
