@@ -80,6 +80,7 @@ UNMOVED = {
     r"detector\.detr\.decoder\.layers\.0\.self_attention\.(query|key|value)(_content|_position)?\.\w+": (
         "the first self-attention mixes contents that are all zero"
     ),
+    r"detector\.detr\.decoder\.layers\.0\.norm_self\.weight": "it scales contents that are all zero",
 }
 """What no loss can move, and why."""
 

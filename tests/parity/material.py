@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import fnmatchcase
 from functools import cache
@@ -116,6 +116,7 @@ class Golden:
         state: the official state dict.
         inputs: what the official model and criterion were given.
         tolerances: |float32 - float64| of the official code, for the tensors that have both.
+        first: what the official model said of the first queries, where a folder holds no more (full sizes).
     """
 
     folder: Path
@@ -123,6 +124,7 @@ class Golden:
     state: dict[str, Tensor]
     inputs: dict[str, Tensor]
     tolerances: dict[str, float]
+    first: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def args(self) -> dict[str, Any]:

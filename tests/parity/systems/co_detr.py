@@ -43,7 +43,7 @@ def run(golden: Golden, dtype: str, alter: Callable[[ImageDetector], None] | Non
     }
     options = golden.config.get("resolved_model_config") or golden.config["model_config"]
     width = leaves["backbone.conv1.weight"].shape[0]
-    body = TinyResNet([3, 4, 6, 3], width)
+    body = TinyResNet([3, 4, 6, 3], width, folded=False)
     maps = len(options["backbone"]["out_indices"])
     backbone = Backbone(body, body.channels[-maps:])
     conversion = convert_state(leaves, options, backbone=backbone)
@@ -54,7 +54,8 @@ def run(golden: Golden, dtype: str, alter: Callable[[ImageDetector], None] | Non
     weights = {f"model.{name}": value for name, value in conversion.state.items()}
     if not golden.inputs:
         # A manifest: it must load strictly, and be all of the model.
-        learned = [tensor for name, tensor in conversion.state.items() if "running_" not in name]
+        counted = ("running_", "num_batches_tracked")
+        learned = [tensor for name, tensor in conversion.state.items() if not any(part in name for part in counted)]
         return Run({}, {}, parameters=sum(tensor.numel() for tensor in learned))
     images, mask = golden.inputs["images"].to(DTYPES[dtype]), ~golden.inputs["mask"]
     model.load_state_dict({name: value.detach() for name, value in conversion.state.items()})

@@ -29,16 +29,17 @@ class Watch:
         layers: what it said, groups included.
         group: the denoising group, if one was made.
         proposals: of the tokens, if they proposed.
+        chosen: (B, Q), the tokens whose proposals became queries.
     """
 
-    def __init__(self, model: ImageDetector) -> None:
+    def __init__(self, model: ImageDetector, chosen: Tensor | None = None) -> None:
         self.model, self.results, self.weights = model, defaultdict(list), {}  # type: ignore[var-annotated]
         self.mask = torch.zeros(0)
         self.memory: Memory | None = None
         self.queries: Queries | None = None
         self.group: Group | None = None
         self.proposals: Proposals | None = None
-        self.raw_anchors = torch.zeros(0)
+        self.chosen, self.raw_anchors = chosen, torch.zeros(0)
         self.layers: tuple[Predictions, ...] = ()
         self._stack: list[str] = []
 
@@ -93,10 +94,15 @@ class Watch:
 
     def take(self, values: Tensor) -> Tensor:
         """Rows (B, Q, .) of the tokens' (B, N, .) that were chosen."""
-        queries = self.model.detector.detr.queries
-        assert self.proposals is not None
-        chosen = queries.ranking(self.proposals.logits).topk(queries.num_queries, dim=1).indices  # type: ignore[operator]
+        chosen = self.ranked().indices if self.chosen is None else self.chosen
         return values.gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))
+
+    def ranked(self) -> Any:
+        """The best proposals: values (B, Q) and indices (B, Q)."""
+        queries: Any = self.model.detector.detr.queries
+        assert self.proposals is not None
+        scores = queries.ranking(self.proposals.logits)
+        return scores.topk(min(queries.num_queries, scores.shape[1]), dim=1)
 
 
 def hooks_of(system: str, model: ImageDetector, output: Output, seen: Watch) -> dict[str, Tensor]:

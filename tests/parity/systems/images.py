@@ -15,6 +15,7 @@ from parity.check import Case, Pairs, Run, System
 from parity.comparison import Reason
 from parity.material import DTYPES, Golden
 from parity.systems.image_hooks import Watch, hooks_of
+from parity.systems.ranking import order_of
 from parity.systems.tiny import tiny_backbone
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -50,6 +51,9 @@ def run(golden: Golden, dtype: str) -> Run:
     conversion = convert_state(leaves, golden.args, backbone=backbone)
     model = build(conversion.config, backbone).to(DTYPES[dtype])
     model.load_state_dict({name: value.detach() for name, value in conversion.state.items()})
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if not golden.inputs:
+        return Run({}, {}, parameters=parameters)  # a manifest: it must load strictly, and be all of the model
     images, mask = golden.inputs["images"].to(DTYPES[dtype]), ~golden.inputs["mask"].bool()
     with torch.no_grad():
         outputs = _evaluate(model.eval(), images, mask, golden, conversion)
@@ -62,7 +66,7 @@ def run(golden: Golden, dtype: str) -> Run:
         logged = golden.losses(dtype)[name]["loss_dict"].keys()
         keep = {key: v for key, v in cases[name].losses.items() if not _is_logged(key) or key in logged}
         cases[name] = Case(keep, cases[name].weighted_sum, cases[name].indices, cases[name].gradients)
-    return Run(outputs, cases)
+    return Run(outputs, cases, parameters=parameters)
 
 
 def _num_maps(golden: Golden) -> int:
@@ -113,8 +117,9 @@ def draws_of(recorded: Mapping[str, Tensor], case: str, dtype: torch.dtype) -> D
 def _evaluate(
     model: ImageDetector, images: Tensor, mask: Tensor, golden: Golden, conversion: Conversion
 ) -> dict[str, Tensor]:
-    with Watch(model) as seen:
-        output = model(images, mask)
+    chosen = order_of(model, images, mask, golden.first)
+    with Watch(model, chosen) as seen:
+        output = model(images, mask, proposals=chosen)
     said = {f"eval.{name}": value for name, value in _said(output, conversion, model).items()}
     said |= {f"eval.{name}": value for name, value in _raw_proposals(seen).items()}
     said |= {f"eval.hook.{name}": value for name, value in hooks_of(conversion.system, model, output, seen).items()}

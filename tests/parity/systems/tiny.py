@@ -14,16 +14,35 @@ from detection.backbone import Backbone, timm_backbone
 SWIN = "swin_tiny_patch4_window7_224"
 
 
-class TinyResNet(ResNet):
-    """A ResNet whose stem has `width` channels instead of 64; gives the maps of its four stages."""
+class _StillBatchNorm2d(nn.BatchNorm2d):
+    """A batch norm that stays in evaluation mode."""
 
-    def __init__(self, blocks: list[int], width: int, *, bottleneck: bool = True, dilate_last: bool = False) -> None:
+    def train(self, mode: bool = True) -> _StillBatchNorm2d:
+        return super().train(False)
+
+
+class TinyResNet(ResNet):
+    """A ResNet whose stem has `width` channels instead of 64; gives the maps of its four stages.
+
+    Its batch norms never move; `folded` says in which order they round: DETR's own make one scale and one shift of
+    their four numbers, the usual ones in evaluation mode do not.
+    """
+
+    def __init__(
+        self,
+        blocks: list[int],
+        width: int,
+        *,
+        bottleneck: bool = True,
+        dilate_last: bool = False,
+        folded: bool = True,
+    ) -> None:
         nn.Module.__init__(self)
         block = Bottleneck if bottleneck else BasicBlock
-        self._norm_layer = FrozenBatchNorm2d
+        self._norm_layer = FrozenBatchNorm2d if folded else _StillBatchNorm2d
         self.inplanes, self.dilation, self.groups, self.base_width = width, 1, 1, 64
         self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1, self.relu = FrozenBatchNorm2d(width), nn.ReLU()
+        self.bn1, self.relu = self._norm_layer(width), nn.ReLU()
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.layer1 = self._make_layer(block, width, blocks[0])
         self.layer2 = self._make_layer(block, 2 * width, blocks[1], stride=2)
