@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from detection.data_verbs import register
+from detection import data_verbs, model_verbs, train_verbs
 from momentdetr.errors import MomentDETRError
 
 app = typer.Typer(
@@ -19,8 +19,8 @@ app = typer.Typer(
     help="Detect objects in images with the DETR family.",
 )
 
-
-register(app)
+for verbs in (data_verbs, train_verbs, model_verbs):
+    verbs.register(app)
 
 
 @app.callback()

@@ -15,7 +15,7 @@ from momentdetr.errors import BadInput
 if TYPE_CHECKING:
     from detection.data.check import Progress
     from detection.data.records import SplitReport
-    from detection.scoring import Kind
+    from detection.scoring import DetectionScores, Kind
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Data sets: check, convert.")
 
@@ -45,16 +45,16 @@ def check(
     from detection.data.check import summary
 
     allowed = percentage(skip_bad)
-    with _progress("images") as progress:
+    with progress_bar("images") as progress:
         reports = check_data(path, verify="header" if headers else "decode", progress=progress)
     if as_json:
-        _print_json([summary(report) for report in reports])
+        print_json([summary(report) for report in reports])
     else:
         for report in reports:
             _print_summary(summary(report))
     refused = [report.name for report in reports if not _usable(report, allowed)]
     if refused:
-        _say(f"error: not usable as it is: {', '.join(refused)}")
+        say(f"error: not usable as it is: {', '.join(refused)}")
         raise typer.Exit(BadInput.exit_code)
 
 
@@ -71,7 +71,7 @@ def convert(
     """Write SRC as the COCO-format folder OUT."""
     from detection.data.convert import convert_data
 
-    with _progress("images") as progress:
+    with progress_bar("images") as progress:
         reports = convert_data(
             source,
             out,
@@ -84,11 +84,11 @@ def convert(
         )
     for report in reports:
         boxes = sum(len(record.instances) for record in report.records)
-        _say(f"{out / report.name}: {len(report.records)} images, {boxes} boxes, {len(report.classes)} classes")
+        say(f"{out / report.name}: {len(report.records)} images, {boxes} boxes, {len(report.classes)} classes")
         for remark in report.remarks:
-            _say(f"  {remark}")
+            say(f"  {remark}")
         if report.faults:
-            _say(f"  left out, see {out / 'skipped.json'}: {len(report.faults)} faults")
+            say(f"  left out, see {out / 'skipped.json'}: {len(report.faults)} faults")
 
 
 def score(
@@ -105,16 +105,21 @@ def score(
     if kind not in (None, "bbox", "segm"):
         raise BadInput(f"--kind is {kind!r}, expected bbox or segm")
     scores = score_files(detections, annotations, kind=cast("Kind | None", kind))
+    show_scores(scores, as_json)
+
+
+def show_scores(scores: DetectionScores, as_json: bool) -> None:
+    """The figures on stdout, as JSON or as a table; what must be known about them on stderr."""
     for note in scores.notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     if as_json:
-        _print_json(scores.to_dict())
+        print_json(scores.to_dict())
         return
     for name, value in scores.figures.items():
         print(f"{name:6} {value:.4f}" if value >= 0 else f"{name:6} -1 (nothing to find)")
     print("AP per class:")
     for name, value in scores.per_class.items():
-        print(f"  {value:.4f} {_plain(name)}")
+        print(f"  {value:.4f} {plain(name)}")
 
 
 def percentage(text: str) -> float:
@@ -142,7 +147,7 @@ def _usable(report: SplitReport, allowed: float) -> bool:
 
 def _print_summary(found: Mapping[str, Any]) -> None:
     sides = found["long_side"]
-    print(f"{_plain(found['split'])} ({_plain(found['annotations_file'])})")
+    print(f"{plain(found['split'])} ({plain(found['annotations_file'])})")
     print(f"  images       {found['images']}, usable {found['usable_images']}")
     print(f"  no targets   {found['images_without_targets']} images (kept)")
     print(f"  boxes        {found['boxes']}, crowds {found['crowds']}")
@@ -150,13 +155,13 @@ def _print_summary(found: Mapping[str, Any]) -> None:
         print(f"  long side    {sides[0]} to {sides[2]} pixels, median {sides[1]}")
     print("  classes      label, category id, boxes, name")
     for one in found["classes"]:
-        print(f"  {one['label']:12} {one['category_id']:5} {one['boxes']:7}  {_plain(one['name'])}")
+        print(f"  {one['label']:12} {one['category_id']:5} {one['boxes']:7}  {plain(one['name'])}")
     for remark in found["remarks"]:
-        print(f"  remark: {_plain(remark)}")
+        print(f"  remark: {plain(remark)}")
     faults = found["faults"]
     print(f"  faults       {len(faults)}")
     for one in faults[:_SHOWN]:
-        print(f"    {_plain(one['where'])}: {_plain(one['text'])}")
+        print(f"    {plain(one['where'])}: {plain(one['text'])}")
     if len(faults) > _SHOWN:
         print(f"    and {len(faults) - _SHOWN} more (--json lists all)")
 
@@ -170,23 +175,25 @@ def _lines(path: Path | None) -> list[str] | None:
         raise BadInput(f"{path}: cannot be read ({error}); give a text file of one name a line") from error
 
 
-def _print_json(document: object) -> None:
+def print_json(document: object) -> None:
+    """A document on stdout."""
     import json
 
     print(json.dumps(document, ensure_ascii=False, indent=2))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Without control characters, which names may hold."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def _say(message: str) -> None:
-    print(_plain(message), file=sys.stderr)
+def say(message: str) -> None:
+    """A line on stderr."""
+    print(plain(message), file=sys.stderr)
 
 
 @contextmanager
-def _progress(unit: str) -> Iterator[Progress]:
+def progress_bar(unit: str) -> Iterator[Progress]:
     """A bar on stderr that appears with the first step."""
     from rich.console import Console
     from rich.progress import Progress as Bar

@@ -126,8 +126,7 @@ def load_config(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) 
         raise BadInput(f"{path}: is not YAML: {error}") from error
     if not isinstance(data, dict):
         raise BadInput(f"{path}: holds {type(data).__name__}, expected sections such as {_known(kind)}")
-    for override in overrides:
-        _override(data, override)
+    apply_overrides(data, overrides)
     return parse_config(kind, data, str(path))
 
 
@@ -142,6 +141,16 @@ def parse_config(kind: type[C], data: dict[str, Any], source: str) -> C:
     except ValidationError as error:
         faults = [_fault(kind, fault["type"], fault["loc"], fault["msg"]) for fault in error.errors()]
         raise BadInput(f"{source}: " + "; ".join(faults)) from error
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Change nested values in place, by "section.key=value" in order.
+
+    Raises:
+        BadInput: an override is not of this form, or its value not YAML.
+    """
+    for override in overrides:
+        _override(data, override)
 
 
 def _override(data: dict[str, Any], text: str) -> None:
