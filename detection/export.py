@@ -1,8 +1,8 @@
 """A detector as a program for other engines: `torch.export`, and ONNX without custom operations.
 
 The program takes images (B, 3, H, W), scaled and normalised as `Predictor.prepared` does, and a mask (B, H, W), 1 where
-a pixel is real; B, H and W are free. It returns, for each image, scores (B, N) in [0, 1], labels (B, N) and boxes
-(B, N, 4): corners x0, y0, x1, y1 as fractions of the image's real part, best first.
+a pixel is real; B, H and W are free, H and W from 65 on. It returns, for each image, scores (B, N) in [0, 1], labels
+(B, N) and boxes (B, N, 4): corners x0, y0, x1, y1 as fractions of the image's real part, best first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from momentdetr.errors import BadInput, StoreError
 
 OPSET = 20
 INPUTS, OUTPUTS = ("images", "mask"), ("scores", "labels", "boxes")
-# Height and width are free in these steps, so that no map is empty.
+# The least height and width: a map of a single cell would be taken for one that is always so.
+MIN_SIDE = 65
 STRIDE = 32
 
 
@@ -84,11 +85,19 @@ def export_program(model: ImageDetector, *, side: int = 128) -> ExportedProgram:
         side: of the example that it is traced with, pixels.
     """
     images, mask = _example(2, side, side + STRIDE)
-    height, width = Dim("height", min=STRIDE, max=8192), Dim("width", min=STRIDE, max=8192)
+    height, width = Dim("height", min=MIN_SIDE, max=8192), Dim("width", min=MIN_SIDE, max=8192)
     batch = Dim("batch", min=1, max=1024)
     shapes = {"images": {0: batch, 2: height, 3: width}, "mask": {0: batch, 1: height, 2: width}}
     with torch.no_grad():
-        return torch.export.export(Exportable(model), (images, mask), dynamic_shapes=shapes)
+        # Strict, because Python's own len() and torch.Size would turn free sizes into numbers. What cannot be proved of
+        # all sizes, such as that a rounded-up half of a map is not empty, is left to be checked at run time.
+        return torch.export.export(
+            Exportable(model),
+            (images, mask),
+            dynamic_shapes=shapes,
+            strict=True,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
 
 
 def export_onnx(predictor: Predictor, path: str | Path, *, side: int = 128) -> Path:
