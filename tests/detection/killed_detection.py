@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -96,17 +97,26 @@ def forked(folder: Path, workers: int, fatal: int = 0) -> tuple[int, int]:
 
 def in_a_group(folder: Path, workers: int, size: int, fatal: tuple[int, int] = (0, 0)) -> list[int]:
     """Run `size` processes as torchrun would; the process fatal[0] dies at its operation fatal[1]. Their exit codes."""
+    arguments = [[str(folder), str(workers), str(fatal[1] if rank == fatal[0] else 0)] for rank in range(size)]
+    return group_of(Path(__file__), arguments)
+
+
+def group_of(script: Path, arguments: Sequence[Sequence[str]]) -> list[int]:
+    """One process for each list of arguments, as one group; their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {"WORLD_SIZE": str(len(arguments)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = []
-    for rank in range(size):
-        point = fatal[1] if rank == fatal[0] else 0
-        command = [sys.executable, __file__, str(folder), str(workers), str(point)]
-        environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+    for rank, given in enumerate(arguments):
+        environment = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(script), *given]
         processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=sys.stderr))
-    return [process.wait(timeout=300) for process in processes]
+    try:
+        return [process.wait(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def main() -> None:
