@@ -49,9 +49,9 @@ def recipe_for(
     val = _one(splits, "val") or _one(splits, "test")
     number = len(check_split(train, verify="none").records)
     settings, told = _model(model)
-    anew, batch = "initial" not in settings, _batch(number)
+    anew, batch = "initial" not in settings, batch_for(number)
     side, long_side = settings.pop("_size")
-    epochs = _epochs(number, batch, STEPS_ANEW if anew else STEPS_TRAINED)
+    epochs = epochs_for(number, batch, STEPS_ANEW if anew else STEPS_TRAINED)
     settings["data"] = {
         "folder": str(folder),
         "train": train.name,
@@ -110,12 +110,12 @@ def _one(splits: tuple[Split, ...], name: str) -> Split | None:
     return next((split for split in splits if canonical(split.name) == name), None)
 
 
-def _batch(number: int) -> int:
+def batch_for(number: int) -> int:
     """Small sets get small batches, so that an epoch has some steps."""
     return max(1, min(8, number // 8))
 
 
-def _epochs(number: int, batch: int, steps: int) -> int:
+def epochs_for(number: int, batch: int, steps: int) -> int:
     """As many as make about so many steps, between 12 and 300."""
     per_epoch = max(1, -(-number // batch))
     return min(300, max(12, round(steps / per_epoch)))

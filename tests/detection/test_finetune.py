@@ -12,7 +12,7 @@ from tiny_detection import folder_of_images, recipe
 
 from detection.checkpoint import read_config, save
 from detection.data.check import load_data
-from detection.finetune import as_yaml, recipe_for
+from detection.finetune import as_yaml, batch_for, epochs_for, recipe_for
 from detection.initial import begin_with, class_tensors
 from detection.recipes import DetectionConfig
 from detection.train import initial_model, train
@@ -90,13 +90,17 @@ def test_a_folder_and_a_model_are_enough(images: Path, tmp_path: Path) -> None:
     assert load_config(DetectionConfig, tmp_path / "again.yaml") == again
 
 
-def test_settings_follow_the_size_of_the_data(images: Path, tmp_path: Path) -> None:
-    folder = trained(images, tmp_path / "model")
-    small = recipe_for(images, str(folder))[0]
-    large_folder = folder_of_images(tmp_path / "large", 80)
-    large = recipe_for(large_folder, str(folder))[0]
-    assert small.training.batch_size < large.training.batch_size
-    assert small.training.epochs > large.training.epochs
+def test_settings_follow_the_size_of_the_data(images: Path) -> None:
+    steps, before = [], 10**9
+    for number in (16, 80, 500, 5000, 118000):
+        batch = batch_for(number)
+        epochs = epochs_for(number, batch, 3000)
+        steps.append(epochs * -(-number // batch))
+        assert epochs <= before
+        before = epochs
+    assert batch_for(16) < batch_for(80)
+    assert steps == sorted(steps)  # more images are never trained on for shorter
+    assert min(steps) >= 2000
     assert recipe_for(images, "dino")[0].model is not None
     assert "random weights" in recipe_for(images, "dino")[1][0]
 
