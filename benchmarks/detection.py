@@ -26,6 +26,9 @@ from typing import Any, cast
 
 import torch
 
+# This file has the name of the package that it measures, which must be found first.
+sys.path.append(sys.path.pop(0))
+
 from detection.data.check import load_data
 from detection.data.dataset import ImageBatch, ImageDataset
 from detection.evaluation import detect, evaluate

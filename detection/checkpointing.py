@@ -17,4 +17,4 @@ def recompute_layers(model: ImageDetector) -> None:
         layers = getattr(stack, "layers", [])
         for layer in layers:
             assert isinstance(layer, nn.Module)
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

@@ -8,6 +8,7 @@ a pixel is real; B, H and W are free, H and W from 65 on. It returns, for each i
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import warnings
@@ -192,11 +193,9 @@ def difference(found: list[Any], wanted: list[Any], *, tie: float = 1e-4) -> tup
 
 def _without_custom(program: ExportedProgram) -> ExportedProgram:
     """The same program with our own operations written in those that other engines know."""
-    try:
-        from momentdetr.detr.kernels.export import for_onnx
-    except ImportError:  # no operations of our own in it
+    if importlib.util.find_spec("momentdetr.detr.kernels") is None:  # no operations of our own in it
         return program
-    made: ExportedProgram = for_onnx(program)
+    made: ExportedProgram = importlib.import_module("momentdetr.detr.kernels.export").for_onnx(program)
     return made
 
 
