@@ -74,6 +74,9 @@ def main() -> None:
     except MomentDETRError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; a run goes on with --resume", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -157,8 +157,7 @@ def load(folder: str | Path, device: str = "auto") -> Predictor:
         BadInput: the device cannot be used.
     """
     folder = model_folder(folder)
-    with distributed.process_group(device) as chosen:
-        model, labels = checkpoint.load(folder, chosen)
+    model, labels = checkpoint.load(folder, distributed.device_of(device))
     document = checkpoint.read_config(folder)
     ids = tuple(document.get("category_ids") or _published_ids(labels))
     size = document.get("input", {"short_side": 800, "long_side": 1333})

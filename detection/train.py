@@ -146,13 +146,14 @@ def _train(
 
 
 def image_data(config: DataConfig, output_dir: Path) -> tuple[ImageData, ImageData | None]:
-    """The images to learn from and those to be scored on."""
-    folder = config.folder
-    if not folder:
-        folder = str(output_dir / "generated")
-        if distributed.rank() == 0:
-            write_generated(folder, config.generated)
-        distributed.from_first(None)  # the others wait until they are written
+    """The images to learn from and those to be scored on; in a process group, the first process reads for all."""
+    shared = distributed.from_first(_image_data(config, output_dir) if distributed.rank() == 0 else None)
+    assert shared is not None
+    return shared
+
+
+def _image_data(config: DataConfig, output_dir: Path) -> tuple[ImageData, ImageData | None]:
+    folder = config.folder or str(write_generated(output_dir / "generated", config.generated))
     options: dict[str, Any] = {"skip_bad": config.skip_bad, "verify": config.verify}
     learn = load_data(folder, config.train, **options)
     if config.val is not None:

@@ -37,12 +37,26 @@ def world_size() -> int:
     return dist.get_world_size() if is_distributed() else 1
 
 
+def device_of(name: str) -> torch.device:
+    """The device of this process; "auto" is its own GPU if there is one.
+
+    Raises:
+        BadInput: the device cannot be used here.
+    """
+    if name == "auto":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"device {name!r} is not usable here: {error}") from error
+
+
 @contextmanager
 def process_group(device: str = "auto") -> Iterator[torch.device]:
     """Join the processes that `torchrun` or `accelerate launch` has started, if it has, and leave them at the end.
 
     Args:
-        device: "auto" takes the process's own GPU if there is one.
+        device: see `device_of`.
 
     Returns:
         The device of this process.
@@ -50,12 +64,7 @@ def process_group(device: str = "auto") -> Iterator[torch.device]:
     Raises:
         BadInput: the device cannot be used here.
     """
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    name = (f"cuda:{local}" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    try:
-        chosen = torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"device {name!r} is not usable here: {error}") from error
+    chosen = device_of(device)
     joins = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not is_distributed()
     if joins:
         if chosen.type == "cuda":

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from momentdetr.errors import StoreError
 from momentdetr.training.trackers import Trackers
 
 
@@ -30,8 +31,19 @@ class MetricsFile:
         self._path = path
 
     def write(self, values: Mapping[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        """Append a line.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            raise StoreError(
+                f"{self._path} cannot be written ({error.strerror or error}); checkpoints are kept. Make room, then "
+                "resume."
+            ) from error
 
 
 class RunMetrics:
