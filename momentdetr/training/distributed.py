@@ -1,4 +1,9 @@
-"""Several processes as one run: what the loop needs of torch.distributed. In a single process it does nothing."""
+"""Several processes as one run: what the loop needs of torch.distributed. In a single process it does nothing.
+
+Gradients are averaged when they are complete, not while they come, as torch's DistributedDataParallel does: that one
+counts on `forward`, where losses are methods here, and on every parameter being used in every process, where a batch
+without targets uses no denoising group.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_detection import folder_of_images, recipe
+from typer.testing import CliRunner
 
+from detection.__main__ import app
 from detection.checkpoint import read_config, save
 from detection.data.check import load_data
 from detection.finetune import as_yaml, batch_for, epochs_for, recipe_for
@@ -88,6 +90,20 @@ def test_a_folder_and_a_model_are_enough(images: Path, tmp_path: Path) -> None:
     assert again.initial == str(tmp_path / "run" / "detector")
     (tmp_path / "again.yaml").write_text(as_yaml(again))
     assert load_config(DetectionConfig, tmp_path / "again.yaml") == again
+
+
+def test_the_command_line_takes_a_folder_and_a_model(images: Path, tmp_path: Path) -> None:
+    folder = trained(images, tmp_path / "model")
+    arguments = ["train", "--data", str(images), "--model", str(folder), "--output", str(tmp_path / "run"), "--json"]
+    result = CliRunner().invoke(app, [*arguments, "--set", "training.max_steps=1", "--set", "device=cpu"])
+    assert result.exit_code == 0, result.output
+    assert "AP50" in json.loads(result.stdout)
+    assert "16 images to learn from" in result.stderr
+    assert "start anew" not in result.stderr
+    for wrong in (["train"], ["train", "some.yaml", "--data", str(images)]):
+        refused = CliRunner().invoke(app, wrong)
+        assert isinstance(refused.exception, BadInput)
+        assert "either a CONFIG or --data" in str(refused.exception)
 
 
 def test_settings_follow_the_size_of_the_data(images: Path) -> None:
