@@ -10,7 +10,7 @@ __all__ = ["convert", "load"]
 def __getattr__(name: str) -> Any:
     """Import what needs torch only when it is asked for."""
     if name == "load":
-        from detection.checkpoint import load
+        from detection.predictor import load
 
         return load
     if name == "convert":

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from detection import data_verbs, model_verbs, train_verbs
 from momentdetr.errors import MomentDETRError
 
 app = typer.Typer(
@@ -17,6 +18,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Detect objects in images with the DETR family.",
 )
+
+for verbs in (data_verbs, train_verbs, model_verbs):
+    verbs.register(app)
 
 
 @app.callback()
@@ -70,6 +74,9 @@ def main() -> None:
     except MomentDETRError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; a run goes on with --resume", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ def save(
     state: Mapping[str, Tensor],
     labels: Sequence[str | None],
     *,
+    category_ids: Sequence[int | None] | None = None,
+    input_size: tuple[int, int | None] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a detector.
@@ -35,19 +37,30 @@ def save(
         config: what `presets.build` makes the model from.
         state: its weights.
         labels: name of each class; None where a slot stands for nothing.
+        category_ids: the data set's own number of each class; None: not known.
+        input_size: short side of the images that it expects, and the most of their long side, in pixels; None: those
+            of the papers.
         about: free text for people: where it came from, its licence.
 
     Raises:
         StoreError: the folder cannot be written.
     """
     folder = Path(folder)
-    document = {"format": FORMAT, "model": dict(config), "labels": list(labels), "about": dict(about or {})}
+    document: dict[str, Any] = {"format": FORMAT, "model": dict(config), "labels": list(labels)}
+    if category_ids is not None:
+        document["category_ids"] = list(category_ids)
+    if input_size is not None:
+        document["input"] = {"short_side": input_size[0], "long_side": input_size[1]}
+    document["about"] = dict(about or {})
     # Shared heads are written once for each of their names.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        # Beside, then renamed: a folder that was whole stays whole until the new files are.
+        save_file(tensors, folder / ".model.safetensors")
+        (folder / ".config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        for name in ("model.safetensors", "config.json"):
+            (folder / f".{name}").replace(folder / name)
     except (OSError, SafetensorError) as error:
         raise StoreError(f"cannot write the model to {folder}: {error}") from error
     return folder

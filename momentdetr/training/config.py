@@ -65,30 +65,42 @@ class LoopConfig(Section):
 
     Args:
         epochs: passes over the data.
-        batch_size: samples a step.
+        batch_size: samples a step, of all processes together.
+        accumulate: parts that a process's samples of a step are computed in, one after another, to save memory; each
+            part is normalised by its own number of targets.
+        workers: processes that read data ahead; what they read does not depend on their number.
         max_steps: stop after so many steps; None: all epochs.
+        minutes: stop after so much time of training, evaluations not counted, and lower a "cosine" rate by it; such a
+            run is not the same twice. None: no limit.
         seed: of the order of samples, the draws of each sample, and dropout.
         precision: "fp32", or "bf16" for autocast.
         ema_decay: weight of the past in the averaged model, which is then the one that is evaluated; 0: none.
         evaluate_every: epochs between evaluations; 0: only at the end.
         select_by: name of the score that tells the best checkpoint (higher is better).
+        patience: stop after so many evaluations in a row that were not the best; None: never.
         checkpoint_every: epochs between checkpoints (one is always written at the end).
         checkpoint_steps: steps between further checkpoints within an epoch; 0: none.
         log_every: steps between lines of metrics.
+        trackers: names of accelerate's, such as "tensorboard", that get the metrics too.
         max_skipped: stop after so many steps in a row whose loss or gradient is not finite.
     """
 
     epochs: int = Field(default=200, ge=1)
     batch_size: int = Field(default=32, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    workers: int = Field(default=0, ge=0)
     max_steps: int | None = Field(default=None, ge=1)
+    minutes: float | None = Field(default=None, gt=0)
     seed: int = Field(default=0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     evaluate_every: int = Field(default=1, ge=0)
     select_by: str | None = None
+    patience: int | None = Field(default=None, ge=1)
     checkpoint_every: int = Field(default=1, ge=1)
     checkpoint_steps: int = Field(default=0, ge=0)
     log_every: int = Field(default=10, ge=1)
+    trackers: tuple[str, ...] = ()
     max_skipped: int = Field(default=10, ge=1)
 
 
@@ -114,8 +126,7 @@ def load_config(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) 
         raise BadInput(f"{path}: is not YAML: {error}") from error
     if not isinstance(data, dict):
         raise BadInput(f"{path}: holds {type(data).__name__}, expected sections such as {_known(kind)}")
-    for override in overrides:
-        _override(data, override)
+    apply_overrides(data, overrides)
     return parse_config(kind, data, str(path))
 
 
@@ -130,6 +141,16 @@ def parse_config(kind: type[C], data: dict[str, Any], source: str) -> C:
     except ValidationError as error:
         faults = [_fault(kind, fault["type"], fault["loc"], fault["msg"]) for fault in error.errors()]
         raise BadInput(f"{source}: " + "; ".join(faults)) from error
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Change nested values in place, by "section.key=value" in order.
+
+    Raises:
+        BadInput: an override is not of this form, or its value not YAML.
+    """
+    for override in overrides:
+        _override(data, override)
 
 
 def _override(data: dict[str, Any], text: str) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from momentdetr.errors import StoreError
+from momentdetr.training.trackers import Trackers
 
 
 class MetricsFile:
@@ -28,8 +31,47 @@ class MetricsFile:
         self._path = path
 
     def write(self, values: Mapping[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        """Append a line.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            raise StoreError(
+                f"{self._path} cannot be written ({error.strerror or error}); checkpoints are kept. Make room, then "
+                "resume."
+            ) from error
+
+
+class RunMetrics:
+    """The metrics of a run: its file, and whatever trackers are wanted.
+
+    Args:
+        folder: of the run; gets metrics.jsonl.
+        steps_done: steps that the run has behind it.
+        trackers: names, see `Trackers`.
+        config: what they are told about the run.
+        shown: whether anything is written; in a process group, the first process does.
+    """
+
+    def __init__(
+        self, folder: Path, steps_done: int, trackers: Sequence[str], config: Mapping[str, Any], *, shown: bool
+    ) -> None:
+        self._file = MetricsFile(folder / "metrics.jsonl", steps_done) if shown else None
+        self._trackers = Trackers(trackers, folder, config) if trackers else None
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        if self._file:
+            self._file.write(values)
+        if self._trackers:
+            self._trackers.log(values)
+
+    def close(self) -> None:
+        if self._trackers:
+            self._trackers.close()
 
 
 class ProgressLine:

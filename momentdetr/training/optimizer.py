@@ -42,7 +42,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
 
 
-def learning_rate_scale(schedule: ScheduleConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:
+def learning_rate_scale(
+    schedule: ScheduleConfig, step: int, steps_per_epoch: int, total_steps: int, *, done_share: float | None = None
+) -> float:
     """Factor of the learning rate for one step.
 
     Args:
@@ -50,6 +52,7 @@ def learning_rate_scale(schedule: ScheduleConfig, step: int, steps_per_epoch: in
         step: number of the step, from 0.
         steps_per_epoch: at least 1.
         total_steps: length of the whole run.
+        done_share: of a run that is as long as its time: the part that is over; None: it is counted in steps.
     """
     epoch = step // steps_per_epoch
     if schedule.kind == "step":
@@ -58,6 +61,7 @@ def learning_rate_scale(schedule: ScheduleConfig, step: int, steps_per_epoch: in
         scale = schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
     elif schedule.kind == "cosine":
         done = (step - schedule.warmup_steps) / max(total_steps - schedule.warmup_steps, 1)
+        done = done if done_share is None else max(done, done_share)
         down = 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
         scale = schedule.final_scale + (1 - schedule.final_scale) * down
     else:

@@ -6,6 +6,8 @@ A run that stops anywhere can therefore be continued exactly, without any stored
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections.abc import Sequence
 
 import torch
 
@@ -23,6 +25,13 @@ def epoch_batches(num_samples: int, batch_size: int, seed: int, epoch: int) -> l
     return [order[i : i + batch_size] for i in range(0, num_samples, batch_size)]
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Make dropout and every other global draw of torch in this step a function of (seed, step)."""
-    torch.manual_seed(derived_seed("step", seed, step))
+def parts_of(indices: Sequence[int], number: int) -> list[list[int]]:
+    """A batch in so many parts, one after another, as equal as can be."""
+    size, longer = divmod(len(indices), number)
+    ends = [part * size + min(part, longer) for part in range(number + 1)]
+    return [list(indices[start:end]) for start, end in itertools.pairwise(ends)]
+
+
+def seed_step(seed: int, step: int, part: int = 0) -> None:
+    """Make dropout and every other global draw of torch in this part of a step a function of (seed, step, part)."""
+    torch.manual_seed(derived_seed("step", seed, step, *([part] if part else [])))

@@ -198,8 +198,9 @@ def test_a_file_becomes_a_folder_that_loads(tmp_path: Path) -> None:
     model, path = written(tmp_path)
     result = CliRunner().invoke(app, ["convert", str(path), str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
-    loaded, labels = detection.load(tmp_path / "out")
-    assert labels[18] == "dog"
+    predictor = detection.load(tmp_path / "out")
+    loaded = predictor.model
+    assert predictor.labels[18] == "dog"
     images, mask = make_images()
     with torch.no_grad():
         torch.testing.assert_close(loaded(images, mask).last.boxes, model(images, mask).last.boxes)

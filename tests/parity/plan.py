@@ -131,10 +131,10 @@ def _loader(path: Path) -> list[Row]:
 
 
 def _evaluation(item: Item) -> list[Row]:
-    for test in sorted((TESTS / "evaluation").glob("test_*.py")):
+    for test in sorted(path for area in ("evaluation", "detection") for path in (TESTS / area).glob("test_*.py")):
         if f'"{item.path.name}"' in test.read_text():
-            raise ProvedElsewhere(f"proved by tests/evaluation/{test.name} with the same --goldens")
-    raise NoSystem(f"no test of tests/evaluation reads {item.path.name}")
+            raise ProvedElsewhere(f"proved by {test.relative_to(TESTS.parent)} with the same --goldens")
+    raise NoSystem(f"no test of tests/evaluation or tests/detection reads {item.path.name}")
 
 
 def _unknown(item: Item) -> list[Row]:
