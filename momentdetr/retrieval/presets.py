@@ -23,6 +23,7 @@ from momentdetr.retrieval.encoders.moment_detr import MomentDetrEncoder
 from momentdetr.retrieval.encoders.qd_detr import QdDetrEncoder, TextToVideoLayer
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.presence import Presence
+from momentdetr.retrieval.presets_taskweave import taskweave
 from momentdetr.retrieval.projection import LearnedTextPositions
 from momentdetr.retrieval.stacks import (
     LossWeights,
@@ -130,7 +131,11 @@ def qd_detr(
     )
 
 
-PRESETS: dict[str, Callable[..., MomentRetriever]] = {"moment_detr": moment_detr, "qd_detr": qd_detr}
+PRESETS: dict[str, Callable[..., MomentRetriever]] = {
+    "moment_detr": moment_detr,
+    "qd_detr": qd_detr,
+    "taskweave": taskweave,
+}
 
 
 def build(config: Mapping[str, Any]) -> MomentRetriever:

@@ -125,6 +125,8 @@ def test_a_batch_without_any_target_trains(preset: str, make: Make, inputs: Vide
         ("moment_detr", {"pre_norm": True, "text_positions": 5, "boundary_clips": 9, "alignment_size": 8}),
         ("qd_detr", {}),
         ("qd_detr", {"text_positions": 5, "alignment_size": 8}),
+        ("taskweave", {}),
+        ("taskweave", {"direction": "moments_first", "text_positions": 5}),
     ],
 )
 def test_every_parameter_learns(

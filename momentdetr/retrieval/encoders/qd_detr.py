@@ -14,7 +14,7 @@ from momentdetr.detr.mlp import FeedForward
 from momentdetr.detr.positions import grid_positions
 from momentdetr.detr.types import Memory
 from momentdetr.retrieval.projection import LearnedTextPositions, Projection
-from momentdetr.retrieval.saliency import indicator_loss, margin_loss, negative_pair_loss, rank_contrastive_loss
+from momentdetr.retrieval.saliency import contrasted_saliency_loss, indicator_loss
 from momentdetr.retrieval.types import Encoding, MomentTargets, VideoText
 
 
@@ -144,27 +144,12 @@ class QdDetrEncoder(nn.Module):
     def losses(self, encoding: Encoding, targets: MomentTargets, mask: Tensor) -> dict[str, Tensor]:
         """Hinge over pairs, rank contrast over annotated levels, and silence for foreign queries; their plain sum.
 
-        A query that is known not to be in its video (its pairs are -1) is a foreign one too. The published data sets
-        have none, so their losses are the published ones.
-
         Args:
             mask: (B, T), True where a clip is real.
         """
         extra = {"indicator": indicator_loss(encoding.saliency, targets.spans, mask)} if self.indicator else {}
         if targets.saliency is None:
             return extra
-        scores, seen = encoding.saliency, mask
-        total = margin_loss(scores, targets.saliency, self.saliency_margin)
-        absent = (targets.saliency.positive < 0).all(1)
-        if absent.any():
-            total = total + absent.float().mean() * negative_pair_loss(scores[absent], mask[absent])
         negative = encoding.extras.get("negative_saliency")
-        if negative is not None:
-            total = total + negative_pair_loss(negative, mask)
-            scores, seen = torch.cat([scores, negative], 1), torch.cat([mask, mask], 1)
-        if targets.saliency.scores is not None:
-            levels = targets.saliency.scores
-            if negative is not None:
-                levels = torch.cat([levels, torch.zeros_like(levels)], 1)
-            total = total + rank_contrastive_loss(scores, levels, seen)
+        total = contrasted_saliency_loss(encoding.saliency, negative, targets.saliency, mask, self.saliency_margin)
         return {"saliency": total, **extra}
