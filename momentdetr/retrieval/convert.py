@@ -82,7 +82,7 @@ def convert_state(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> Co
         model = build(config)
         ours = to_ours(state, model.state_dict().keys())
     else:
-        config = {"preset": layout.name, **layout.config(state, options, _weights(options))}
+        config = layout.configure(state, options, _weights(options))
         model = build(config)
         ours = layout.to_ours(state, model.state_dict().keys())
     load_strictly(model, ours)

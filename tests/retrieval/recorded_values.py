@@ -55,6 +55,8 @@ CASES: dict[str, dict[str, Any]] = {
     "qd_detr_deep": {"preset": "qd_detr", "sizes": {"decoder_layers": 3, "input_layers": 1}},
     "taskweave": {"preset": "taskweave"},
     "taskweave_official": {"preset": "taskweave", "official_batch_faults": True, "text_positions": 6},
+    "bam_detr": {"preset": "bam_detr", "weights": {"class_": 4.0, "cost_class": 4.0}},
+    "bam_detr_official": {"preset": "bam_detr", "official_batch_faults": True, "text_positions": 6},
     "taskweave_moments_first": {"preset": "taskweave", "direction": "moments_first"},
 }
 

@@ -118,10 +118,8 @@ class QdDetrEncoder(nn.Module):
         extras = {}
         with_negatives = self.training if with_negatives is None else with_negatives
         if with_negatives and (len(video) > 1 or self.official_batch_faults):
-            foreign = [x.roll(-1, 0) for x in (text, words, inputs.text_mask)]
-            if self.official_batch_faults:
-                foreign[1] = words
-            extras["negative_saliency"] = self._encode(video, positions, inputs.video_mask, *foreign)[1]
+            given = (video, positions, inputs.video_mask, text, words, inputs.text_mask)
+            extras["negative_saliency"] = self.foreign_saliency(*given)
         # The official code takes the words from a memory that holds clips only, so its alignment sees none.
         aligned = text[:, :0] if self.official_batch_faults else text
         return Encoding(memory, saliency, extras, text=aligned, text_mask=inputs.text_mask)
@@ -130,8 +128,19 @@ class QdDetrEncoder(nn.Module):
         self, video: Tensor, positions: Tensor, video_mask: Tensor, text: Tensor, words: Tensor, text_mask: Tensor
     ) -> tuple[Memory, Tensor]:
         """Memory of clips, and saliency (B, T)."""
+        fused = self.fuse(video, positions, video_mask, text, words, text_mask)
+        return self.summarize(fused, positions, video_mask)
+
+    def fuse(
+        self, video: Tensor, positions: Tensor, video_mask: Tensor, text: Tensor, words: Tensor, text_mask: Tensor
+    ) -> Tensor:
+        """Clips that have read the words: (B, T, C)."""
         for layer in self.fusion:
             video = layer(video, text, positions, words, (video_mask, text_mask))
+        return video
+
+    def summarize(self, video: Tensor, positions: Tensor, video_mask: Tensor) -> tuple[Memory, Tensor]:
+        """Clips that have seen each other, and saliency (B, T) by the global token."""
         batch, num_clips, width = video.shape
         tokens = torch.cat([self.global_token.expand(batch, 1, -1), video], 1)  # (B, 1 + T, C)
         places = torch.cat([self.global_position.expand(batch, 1, -1), positions], 1)
@@ -140,6 +149,15 @@ class QdDetrEncoder(nn.Module):
         summary, clips = tokens[:, :1], tokens[:, 1:]
         saliency = (self.saliency_clip(clips) * self.saliency_global(summary)).sum(-1) / math.sqrt(width)
         return Memory(clips, video_mask, positions, level_shapes=((num_clips,),)), saliency
+
+    def foreign_saliency(
+        self, video: Tensor, positions: Tensor, video_mask: Tensor, text: Tensor, words: Tensor, text_mask: Tensor
+    ) -> Tensor:
+        """Saliency (B, T) of each video for its neighbour's query."""
+        foreign = [x.roll(-1, 0) for x in (text, words, text_mask)]
+        if self.official_batch_faults:
+            foreign[1] = words
+        return self._encode(video, positions, video_mask, *foreign)[1]
 
     def losses(self, encoding: Encoding, targets: MomentTargets, mask: Tensor) -> dict[str, Tensor]:
         """Hinge over pairs, rank contrast over annotated levels, and silence for foreign queries; their plain sum.

@@ -50,6 +50,19 @@ class Layout:
     video: str = "input_vid_proj.0.net.1.weight"
     text: str = "input_txt_proj.0.net.1.weight"
 
+    def configure(
+        self, state: Mapping[str, Tensor], options: Mapping[str, Any], weights: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What `presets.build` needs, see `config`.
+
+        Raises:
+            BadCheckpoint: a tensor that tells a size is missing, or the options are of no published model.
+        """
+        try:
+            return {"preset": self.name, **self.config(state, options, weights)}
+        except KeyError as error:
+            raise BadCheckpoint(f"the checkpoint lacks {error}, which a size of the model is told from") from error
+
     def place(self, ours: str) -> Place:
         """Official name of one of our parameters, and which third of it (None: all of it)."""
         for stack in self.layers:

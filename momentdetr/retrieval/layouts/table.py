@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from momentdetr.retrieval.layouts.bam_detr import BAM_DETR
 from momentdetr.retrieval.layouts.layout import Layout
 from momentdetr.retrieval.layouts.taskweave import TASKWEAVE
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TASKWEAVE,)}
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TASKWEAVE, BAM_DETR)}
 
 
 def layout_of(state: Mapping[str, Tensor]) -> Layout | None:
