@@ -1,4 +1,4 @@
-"""Official and Lighthouse checkpoints of Moment-DETR and QD-DETR to ours."""
+"""Official and Lighthouse checkpoints to ours."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from momentdetr.errors import BadCheckpoint
 from momentdetr.features.spec import FeatureSpec, Preprocessing, Stream
 from momentdetr.pickled import plain_options, read_checkpoint
+from momentdetr.retrieval.layouts.table import layout_of
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.official_layout import is_conditional, to_ours
 from momentdetr.retrieval.presets import build
@@ -75,9 +76,15 @@ def convert_state(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> Co
     Raises:
         BadCheckpoint: an unknown system, a missing or left-over tensor, a wrong shape, or NaN.
     """
-    config = _config(state, options)
-    model = build(config)
-    ours = to_ours(state, model.state_dict().keys())
+    layout = layout_of(state)
+    if layout is None:
+        config = _config(state, options)
+        model = build(config)
+        ours = to_ours(state, model.state_dict().keys())
+    else:
+        config = layout.configure(state, options, _weights(options))
+        model = build(config)
+        ours = layout.to_ours(state, model.state_dict().keys())
     load_strictly(model, ours)
     lighthouse = "v_feat_types" in options
     about = {"system": config["preset"], "layout": "lighthouse" if lighthouse else "official"}

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from momentdetr.detr.boxes import at_least_float32, to_corners
 from momentdetr.detr.losses import Criterion, Losses
-from momentdetr.detr.model import Detr
-from momentdetr.detr.types import Targets
+from momentdetr.detr.types import Output, Targets
 from momentdetr.retrieval.align import ContrastiveAlignment
 from momentdetr.retrieval.boundaries import BoundaryLogits, boundary_spans, boundary_targets
 from momentdetr.retrieval.presence import Presence
 from momentdetr.retrieval.saliency import saliency_inside
-from momentdetr.retrieval.types import MomentOutput, MomentTargets, VideoText
+from momentdetr.retrieval.types import Encoding, MomentOutput, MomentTargets, VideoText
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class MomentRetriever(nn.Module):
         self,
         *,
         encoder: nn.Module,
-        head: Detr,
+        head: nn.Module,
         criterion: Criterion | None,
         weights: Mapping[str, float],
         scores: Callable[[Tensor], Tensor],
@@ -73,7 +72,11 @@ class MomentRetriever(nn.Module):
 
     def forward(self, inputs: VideoText) -> MomentOutput:
         encoding = self.encoder(inputs)
-        return MomentOutput(self.head(encoding.memory), encoding, inputs.video_mask)
+        return MomentOutput(self.detect(encoding), encoding, inputs.video_mask)
+
+    def detect(self, encoding: Encoding) -> Output:
+        """Moments of what the encoder gave."""
+        return self.head(encoding.memory)
 
     def loss(self, inputs: VideoText, targets: MomentTargets, epoch: int = 0) -> Losses:
         """Run the model on a batch and judge it.
@@ -101,7 +104,7 @@ class MomentRetriever(nn.Module):
         output = self(inputs)
         last = output.output.last
         boxes = last.boxes
-        if isinstance(self.head.decoder.parametrization, BoundaryLogits):
+        if self._classifies_boundaries():
             boxes = boundary_spans(boxes, inputs.video_mask.sum(1))
         scores = self.scores(at_least_float32(last.logits))
         if last.quality is not None:
@@ -118,8 +121,12 @@ class MomentRetriever(nn.Module):
             saliency_is_logit=self.indicator,
         )
 
+    def _classifies_boundaries(self) -> bool:
+        decoder = getattr(self.head, "decoder", None)  # only a `Detr` has one
+        return decoder is not None and isinstance(decoder.parametrization, BoundaryLogits)
+
     def _parametrized(self, spans: Targets, output: MomentOutput) -> Targets:
-        if isinstance(self.head.decoder.parametrization, BoundaryLogits):
+        if self._classifies_boundaries():
             return boundary_targets(spans, output.video_mask.sum(1))
         return replace(spans, boxes=spans.boxes.to(output.output.last.boxes.dtype))
 

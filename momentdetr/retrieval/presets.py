@@ -23,6 +23,8 @@ from momentdetr.retrieval.encoders.moment_detr import MomentDetrEncoder
 from momentdetr.retrieval.encoders.qd_detr import QdDetrEncoder, TextToVideoLayer
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.presence import Presence
+from momentdetr.retrieval.presets_bam_detr import BAM_DETR_WEIGHTS, bam_detr
+from momentdetr.retrieval.presets_taskweave import taskweave
 from momentdetr.retrieval.projection import LearnedTextPositions
 from momentdetr.retrieval.stacks import (
     LossWeights,
@@ -130,7 +132,14 @@ def qd_detr(
     )
 
 
-PRESETS: dict[str, Callable[..., MomentRetriever]] = {"moment_detr": moment_detr, "qd_detr": qd_detr}
+PRESETS: dict[str, Callable[..., MomentRetriever]] = {
+    "moment_detr": moment_detr,
+    "qd_detr": qd_detr,
+    "taskweave": taskweave,
+    "bam_detr": bam_detr,
+}
+PUBLISHED_WEIGHTS: dict[str, dict[str, float]] = {"bam_detr": BAM_DETR_WEIGHTS}
+"""Loss weights of presets whose published ones are not `LossWeights`' defaults."""
 
 
 def build(config: Mapping[str, Any]) -> MomentRetriever:
@@ -148,7 +157,7 @@ def build(config: Mapping[str, Any]) -> MomentRetriever:
     if name not in PRESETS:
         raise BadInput(f"unknown preset {name!r}, expected one of {sorted(PRESETS)}")
     sizes = _checked(Sizes, options.pop("sizes", {}))
-    weights = _checked(LossWeights, options.pop("weights", {}))
+    weights = _checked(LossWeights, {**PUBLISHED_WEIGHTS.get(name, {}), **options.pop("weights", {})})
     presence = _checked(Presence, options.pop("presence", {}))
     try:
         model = PRESETS[name](sizes, weights, **options)

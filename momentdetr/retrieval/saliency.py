@@ -96,3 +96,34 @@ def rank_contrastive_loss(scores: Tensor, levels: Tensor, mask: Tensor, temperat
     positive = (levels[None] >= thresholds[:, None, None]).to(scores.dtype)  # (levels, B, S)
     mean_log_prob = (positive * log_prob * mask).sum(-1) / (positive.sum(-1) + 1e-6)  # (levels, B)
     return -mean_log_prob.mean(-1).sum() / _NUM_LEVELS
+
+
+def contrasted_saliency_loss(
+    saliency: Tensor, negative: Tensor | None, targets: SaliencyTargets, mask: Tensor, margin: float
+) -> Tensor:
+    """QD-DETR's: hinge over pairs, rank contrast over annotated levels, silence for foreign queries; their plain sum.
+
+    A query that is known not to be in its video (its pairs are -1) is a foreign one too. The published data sets have
+    none, so their losses are the published ones.
+
+    Args:
+        saliency: (B, T).
+        negative: (B, T), of each video with a foreign query; None where there are none.
+        targets: what is true.
+        mask: (B, T), True where a clip is real.
+        margin: of the hinge.
+    """
+    scores, seen = saliency, mask
+    total = margin_loss(scores, targets, margin)
+    absent = (targets.positive < 0).all(1)
+    if absent.any():
+        total = total + absent.float().mean() * negative_pair_loss(scores[absent], mask[absent])
+    if negative is not None:
+        total = total + negative_pair_loss(negative, mask)
+        scores, seen = torch.cat([scores, negative], 1), torch.cat([mask, mask], 1)
+    if targets.scores is not None:
+        levels = targets.scores
+        if negative is not None:
+            levels = torch.cat([levels, torch.zeros_like(levels)], 1)
+        total = total + rank_contrastive_loss(scores, levels, seen)
+    return total

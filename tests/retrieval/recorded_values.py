@@ -24,6 +24,7 @@ if __name__ == "__main__":
 from parity.fullsize import made_weight, uniform  # noqa: E402
 
 from momentdetr.detr.types import Targets  # noqa: E402
+from momentdetr.retrieval.layouts.table import LAYOUTS  # noqa: E402
 from momentdetr.retrieval.model import MomentRetriever  # noqa: E402
 from momentdetr.retrieval.official_layout import official_name, to_official, to_ours  # noqa: E402
 from momentdetr.retrieval.presets import build  # noqa: E402
@@ -52,6 +53,11 @@ CASES: dict[str, dict[str, Any]] = {
     "qd_detr": {"preset": "qd_detr"},
     "qd_detr_official": {"preset": "qd_detr", "official_batch_faults": True, "text_positions": 6},
     "qd_detr_deep": {"preset": "qd_detr", "sizes": {"decoder_layers": 3, "input_layers": 1}},
+    "taskweave": {"preset": "taskweave"},
+    "taskweave_official": {"preset": "taskweave", "official_batch_faults": True, "text_positions": 6},
+    "bam_detr": {"preset": "bam_detr", "weights": {"class_": 4.0, "cost_class": 4.0}},
+    "bam_detr_official": {"preset": "bam_detr", "official_batch_faults": True, "text_positions": 6},
+    "taskweave_moments_first": {"preset": "taskweave", "direction": "moments_first"},
 }
 
 
@@ -59,9 +65,14 @@ def model_of(case: str) -> MomentRetriever:
     """The case's model in float64, with weights by the rule."""
     config = CASES[case]
     model = build({**config, "sizes": {**SIZES, **config.get("sizes", {})}})
-    layout = to_official(model.state_dict(), config["preset"] == "qd_detr")
-    official = {name: made_weight(name, list(tensor.shape)) for name, tensor in layout.items()}
-    model.load_state_dict(to_ours(official, model.state_dict().keys()), strict=True)
+    layout = LAYOUTS.get(config["preset"])
+    if layout is None:
+        named = to_official(model.state_dict(), config["preset"] == "qd_detr")
+    else:
+        named = layout.to_official(model.state_dict())
+    official = {name: made_weight(name, list(tensor.shape)) for name, tensor in named.items()}
+    ours = model.state_dict().keys()
+    model.load_state_dict(to_ours(official, ours) if layout is None else layout.to_ours(official, ours), strict=True)
     return model.double()
 
 
@@ -101,16 +112,23 @@ def numbers(case: str) -> dict[str, Any]:
             name: [pairs.sample.tolist(), pairs.query.tolist(), pairs.target.tolist()]
             for name, pairs in losses.assignments.items()
         },
-        "gradients": _norms(model, CASES[case]["preset"] == "qd_detr"),
+        "gradients": _norms(model, CASES[case]["preset"]),
         "scores": _digest(model.eval().predict(inputs).scores),
     }
 
 
-def _norms(model: MomentRetriever, conditional: bool) -> dict[str, float | None]:
+def _norms(model: MomentRetriever, preset: str) -> dict[str, float | None]:
     """Of each gradient by its official name, so that renaming a module changes nothing; None: no gradient."""
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    present = to_official({name: grad for name, grad in gradients.items() if grad is not None}, conditional)
-    absent = {official_name(name, conditional)[0]: None for name, grad in gradients.items() if grad is None}
+    given = {name: grad for name, grad in gradients.items() if grad is not None}
+    layout = LAYOUTS.get(preset)
+    if layout is None:
+        conditional = preset == "qd_detr"
+        present = to_official(given, conditional)
+        absent = {official_name(name, conditional)[0]: None for name, grad in gradients.items() if grad is None}
+    else:
+        present = layout.to_official(given)
+        absent = {layout.place(name)[0]: None for name, grad in gradients.items() if grad is None}
     return {**absent, **{name: grad.norm().item() for name, grad in present.items()}}
 
 

@@ -14,7 +14,7 @@ from momentdetr.detr.mlp import FeedForward
 from momentdetr.detr.positions import grid_positions
 from momentdetr.detr.types import Memory
 from momentdetr.retrieval.projection import LearnedTextPositions, Projection
-from momentdetr.retrieval.saliency import indicator_loss, margin_loss, negative_pair_loss, rank_contrastive_loss
+from momentdetr.retrieval.saliency import contrasted_saliency_loss, indicator_loss
 from momentdetr.retrieval.types import Encoding, MomentTargets, VideoText
 
 
@@ -118,10 +118,8 @@ class QdDetrEncoder(nn.Module):
         extras = {}
         with_negatives = self.training if with_negatives is None else with_negatives
         if with_negatives and (len(video) > 1 or self.official_batch_faults):
-            foreign = [x.roll(-1, 0) for x in (text, words, inputs.text_mask)]
-            if self.official_batch_faults:
-                foreign[1] = words
-            extras["negative_saliency"] = self._encode(video, positions, inputs.video_mask, *foreign)[1]
+            given = (video, positions, inputs.video_mask, text, words, inputs.text_mask)
+            extras["negative_saliency"] = self.foreign_saliency(*given)
         # The official code takes the words from a memory that holds clips only, so its alignment sees none.
         aligned = text[:, :0] if self.official_batch_faults else text
         return Encoding(memory, saliency, extras, text=aligned, text_mask=inputs.text_mask)
@@ -130,8 +128,19 @@ class QdDetrEncoder(nn.Module):
         self, video: Tensor, positions: Tensor, video_mask: Tensor, text: Tensor, words: Tensor, text_mask: Tensor
     ) -> tuple[Memory, Tensor]:
         """Memory of clips, and saliency (B, T)."""
+        fused = self.fuse(video, positions, video_mask, text, words, text_mask)
+        return self.summarize(fused, positions, video_mask)
+
+    def fuse(
+        self, video: Tensor, positions: Tensor, video_mask: Tensor, text: Tensor, words: Tensor, text_mask: Tensor
+    ) -> Tensor:
+        """Clips that have read the words: (B, T, C)."""
         for layer in self.fusion:
             video = layer(video, text, positions, words, (video_mask, text_mask))
+        return video
+
+    def summarize(self, video: Tensor, positions: Tensor, video_mask: Tensor) -> tuple[Memory, Tensor]:
+        """Clips that have seen each other, and saliency (B, T) by the global token."""
         batch, num_clips, width = video.shape
         tokens = torch.cat([self.global_token.expand(batch, 1, -1), video], 1)  # (B, 1 + T, C)
         places = torch.cat([self.global_position.expand(batch, 1, -1), positions], 1)
@@ -141,11 +150,17 @@ class QdDetrEncoder(nn.Module):
         saliency = (self.saliency_clip(clips) * self.saliency_global(summary)).sum(-1) / math.sqrt(width)
         return Memory(clips, video_mask, positions, level_shapes=((num_clips,),)), saliency
 
+    def foreign_saliency(
+        self, video: Tensor, positions: Tensor, video_mask: Tensor, text: Tensor, words: Tensor, text_mask: Tensor
+    ) -> Tensor:
+        """Saliency (B, T) of each video for its neighbour's query."""
+        foreign = [x.roll(-1, 0) for x in (text, words, text_mask)]
+        if self.official_batch_faults:
+            foreign[1] = words
+        return self._encode(video, positions, video_mask, *foreign)[1]
+
     def losses(self, encoding: Encoding, targets: MomentTargets, mask: Tensor) -> dict[str, Tensor]:
         """Hinge over pairs, rank contrast over annotated levels, and silence for foreign queries; their plain sum.
-
-        A query that is known not to be in its video (its pairs are -1) is a foreign one too. The published data sets
-        have none, so their losses are the published ones.
 
         Args:
             mask: (B, T), True where a clip is real.
@@ -153,18 +168,6 @@ class QdDetrEncoder(nn.Module):
         extra = {"indicator": indicator_loss(encoding.saliency, targets.spans, mask)} if self.indicator else {}
         if targets.saliency is None:
             return extra
-        scores, seen = encoding.saliency, mask
-        total = margin_loss(scores, targets.saliency, self.saliency_margin)
-        absent = (targets.saliency.positive < 0).all(1)
-        if absent.any():
-            total = total + absent.float().mean() * negative_pair_loss(scores[absent], mask[absent])
         negative = encoding.extras.get("negative_saliency")
-        if negative is not None:
-            total = total + negative_pair_loss(negative, mask)
-            scores, seen = torch.cat([scores, negative], 1), torch.cat([mask, mask], 1)
-        if targets.saliency.scores is not None:
-            levels = targets.saliency.scores
-            if negative is not None:
-                levels = torch.cat([levels, torch.zeros_like(levels)], 1)
-            total = total + rank_contrastive_loss(scores, levels, seen)
+        total = contrasted_saliency_loss(encoding.saliency, negative, targets.saliency, mask, self.saliency_margin)
         return {"saliency": total, **extra}

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from parity.check import System
-from parity.systems import co_detr, images, moments
+from parity.systems import bam_detr, co_detr, images, moments, taskweave
 
-SYSTEMS: tuple[System, ...] = moments.SYSTEMS + images.SYSTEMS + co_detr.SYSTEMS
+SYSTEMS: tuple[System, ...] = moments.SYSTEMS + images.SYSTEMS + co_detr.SYSTEMS + taskweave.SYSTEMS + bam_detr.SYSTEMS

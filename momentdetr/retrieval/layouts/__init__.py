@@ -1,0 +1,1 @@
+"""What the official codes of further systems call their parts, one file each."""
