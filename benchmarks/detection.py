@@ -212,8 +212,9 @@ def table(lines: list[dict[str, Any]]) -> list[str]:
     for system, rate, minutes in sorted(groups, key=lambda key: (key[2], _order(key[0]), key[1] or 0)):
         group = groups[system, rate, minutes]
         mean = {name: statistics.mean(line[name] for line in group) for name in ("AP", "AP50", "steps", "all_seconds")}
-        peer = [_mean_ap(other) for key, other in groups.items() if key[0] == PEER and key[2] == minutes]
-        times = f"{mean['AP'] / max(peer):.2f}" if peer and max(peer) > 0 else "-"
+        # Its chosen rate has all seeds, the others one.
+        peer = [(len(other), _mean_ap(other)) for key, other in groups.items() if key[0] == PEER and key[2] == minutes]
+        times = f"{mean['AP'] / max(peer)[1]:.2f}" if peer and max(peer)[1] > 0 else "-"
         first, last = (statistics.mean(line[name] for line in group) for name in ("first_loss", "last_loss"))
         name = system if rate is None else f"{system}, rate {rate:g}"
         seeds = " ".join(str(line["seed"]) for line in group)
