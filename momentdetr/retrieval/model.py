@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from momentdetr.detr.boxes import at_least_float32, to_corners
 from momentdetr.detr.losses import Criterion, Losses
 from momentdetr.detr.model import Detr
-from momentdetr.detr.types import Targets
+from momentdetr.detr.types import Output, Targets
 from momentdetr.retrieval.align import ContrastiveAlignment
 from momentdetr.retrieval.boundaries import BoundaryLogits, boundary_spans, boundary_targets
 from momentdetr.retrieval.presence import Presence
 from momentdetr.retrieval.saliency import saliency_inside
-from momentdetr.retrieval.types import MomentOutput, MomentTargets, VideoText
+from momentdetr.retrieval.types import Encoding, MomentOutput, MomentTargets, VideoText
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class MomentRetriever(nn.Module):
         scores: class logits (B, Q, K) to confidences (B, Q).
         indicator: whether saliency was trained to tell what is inside a moment; then it also judges what was found.
         align: optional contrastive alignment of queries and words.
+        feedback: (encoding, output, video mask) -> Encoding, where what was found changes what clips say (TR-DETR).
     """
 
     def __init__(
@@ -63,17 +64,21 @@ class MomentRetriever(nn.Module):
         scores: Callable[[Tensor], Tensor],
         indicator: bool = False,
         align: ContrastiveAlignment | None = None,
+        feedback: Callable[[Encoding, Output, Tensor], Encoding] | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.head, self.align = encoder, head, align
         self.criterion, self.weights, self.scores = criterion, dict(weights), scores
-        self.indicator = indicator
+        self.indicator, self.feedback = indicator, feedback
         self.presence = Presence()
         """How sure it is that a query is in the video; the builder sets another one for a calibrated model."""
 
     def forward(self, inputs: VideoText) -> MomentOutput:
         encoding = self.encoder(inputs)
-        return MomentOutput(self.head(encoding.memory), encoding, inputs.video_mask)
+        output = self.head(encoding.memory)
+        if self.feedback is not None:
+            encoding = self.feedback(encoding, output, inputs.video_mask)
+        return MomentOutput(output, encoding, inputs.video_mask)
 
     def loss(self, inputs: VideoText, targets: MomentTargets, epoch: int = 0) -> Losses:
         """Run the model on a batch and judge it.

@@ -23,6 +23,8 @@ from momentdetr.retrieval.encoders.moment_detr import MomentDetrEncoder
 from momentdetr.retrieval.encoders.qd_detr import QdDetrEncoder, TextToVideoLayer
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.presence import Presence
+from momentdetr.retrieval.presets_cg_detr import cg_detr
+from momentdetr.retrieval.presets_tr_detr import tr_detr
 from momentdetr.retrieval.projection import LearnedTextPositions
 from momentdetr.retrieval.stacks import (
     LossWeights,
@@ -130,7 +132,12 @@ def qd_detr(
     )
 
 
-PRESETS: dict[str, Callable[..., MomentRetriever]] = {"moment_detr": moment_detr, "qd_detr": qd_detr}
+PRESETS: dict[str, Callable[..., MomentRetriever]] = {
+    "moment_detr": moment_detr,
+    "qd_detr": qd_detr,
+    "cg_detr": cg_detr,
+    "tr_detr": tr_detr,
+}
 
 
 def build(config: Mapping[str, Any]) -> MomentRetriever:

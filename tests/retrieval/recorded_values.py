@@ -51,6 +51,16 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "qd_detr": {"preset": "qd_detr"},
     "qd_detr_official": {"preset": "qd_detr", "official_batch_faults": True, "text_positions": 6},
+    "cg_detr": {"preset": "cg_detr", "num_dummies": 3, "num_prompts": 4, "chosen_prompts": 2, "sizes": {"width": 32}},
+    "cg_detr_official": {
+        "preset": "cg_detr",
+        "num_dummies": 3,
+        "official_batch_faults": True,
+        "text_positions": 6,
+        "sizes": {"width": 32},
+    },
+    "tr_detr": {"preset": "tr_detr"},
+    "tr_detr_official": {"preset": "tr_detr", "official_batch_faults": True, "text_positions": 6},
     "qd_detr_deep": {"preset": "qd_detr", "sizes": {"decoder_layers": 3, "input_layers": 1}},
 }
 
@@ -59,7 +69,7 @@ def model_of(case: str) -> MomentRetriever:
     """The case's model in float64, with weights by the rule."""
     config = CASES[case]
     model = build({**config, "sizes": {**SIZES, **config.get("sizes", {})}})
-    layout = to_official(model.state_dict(), config["preset"] == "qd_detr")
+    layout = to_official(model.state_dict(), config["preset"] != "moment_detr")
     official = {name: made_weight(name, list(tensor.shape)) for name, tensor in layout.items()}
     model.load_state_dict(to_ours(official, model.state_dict().keys()), strict=True)
     return model.double()
@@ -101,7 +111,7 @@ def numbers(case: str) -> dict[str, Any]:
             name: [pairs.sample.tolist(), pairs.query.tolist(), pairs.target.tolist()]
             for name, pairs in losses.assignments.items()
         },
-        "gradients": _norms(model, CASES[case]["preset"] == "qd_detr"),
+        "gradients": _norms(model, CASES[case]["preset"] != "moment_detr"),
         "scores": _digest(model.eval().predict(inputs).scores),
     }
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from parity.check import System
-from parity.systems import co_detr, images, moments
+from parity.systems import cg_detr, co_detr, images, moments, tr_detr
 
-SYSTEMS: tuple[System, ...] = moments.SYSTEMS + images.SYSTEMS + co_detr.SYSTEMS
+SYSTEMS: tuple[System, ...] = (
+    *moments.SYSTEMS,
+    cg_detr.SYSTEM,
+    tr_detr.SYSTEM,
+    *images.SYSTEMS,
+    *co_detr.SYSTEMS,
+)
