@@ -63,7 +63,8 @@ class MomentBatch:
         moved = None
         if saliency is not None:
             scores = None if saliency.scores is None else saliency.scores.to(device)
-            moved = SaliencyTargets(scores, saliency.positive.to(device), saliency.negative.to(device))
+            relevant = None if saliency.relevant is None else saliency.relevant.to(device)
+            moved = SaliencyTargets(scores, saliency.positive.to(device), saliency.negative.to(device), relevant)
         return MomentBatch(
             VideoText(
                 inputs.video.to(device),
@@ -186,14 +187,19 @@ def _saliency_targets(
     generators: Sequence[np.random.Generator],
 ) -> SaliencyTargets:
     scores = np.zeros((len(records), padded), dtype=np.float32)
+    relevant = np.zeros((len(records), padded), dtype=bool)
     pairs = []
     for i, (record, length, rng) in enumerate(zip(records, lengths, generators, strict=True)):
         scores[i, :length] = clip_scores(record, length, clip_length_s)
+        relevant[i] = scores[i] > 0
+        if record.saliency is not None:
+            relevant[i, [clip for clip in record.saliency.clips if clip < length]] = True
         pairs.append(draw_pairs(record, length, clip_length_s, rng))
     return SaliencyTargets(
         scores=torch.from_numpy(scores),
         positive=torch.tensor([pair.positive for pair in pairs]),
         negative=torch.tensor([pair.negative for pair in pairs]),
+        relevant=torch.from_numpy(relevant),
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from momentdetr.errors import BadCheckpoint
 from momentdetr.features.spec import FeatureSpec, Preprocessing, Stream
 from momentdetr.pickled import plain_options, read_checkpoint
+from momentdetr.retrieval.convert_family import FAMILY, family_of
 from momentdetr.retrieval.layouts.table import layout_of
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.official_layout import is_conditional, to_ours
@@ -115,13 +116,16 @@ def permute_streams(state: Mapping[str, Tensor], dims: Sequence[int], order: Seq
 
 def _config(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str, Any]:
     conditional = is_conditional(state)
-    if conditional and (
-        "transformer.t2v_encoder.layers.0.linear1.weight" not in state or "saliency_proj1.weight" not in state
+    if (
+        conditional
+        and family_of(state) is None
+        and ("transformer.t2v_encoder.layers.0.linear1.weight" not in state or "saliency_proj1.weight" not in state)
     ):
         raise BadCheckpoint("this checkpoint has span queries, but not QD-DETR's text-to-video encoder: unknown system")
     boundary = state["span_embed.layers.2.bias"].shape[0] // 2
+    family = family_of(state)
     config: dict[str, Any] = {
-        "preset": "qd_detr" if conditional else "moment_detr",
+        "preset": family or ("qd_detr" if conditional else "moment_detr"),
         "sizes": _sizes(state, options),
         "weights": _weights(options),
     }
@@ -130,6 +134,8 @@ def _config(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str
     if options.get("contrastive_align_loss", False):
         config["alignment_size"] = state["contrastive_align_projection_query.bias"].shape[0]
         config["temperature"] = options.get("temperature", 0.07)
+    if family is not None:
+        return config | {"official_batch_faults": True} | FAMILY[family][1](state, options)
     if conditional:
         if options.get("pre_norm"):
             raise BadCheckpoint(

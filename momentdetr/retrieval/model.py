@@ -50,6 +50,7 @@ class MomentRetriever(nn.Module):
         scores: class logits (B, Q, K) to confidences (B, Q).
         indicator: whether saliency was trained to tell what is inside a moment; then it also judges what was found.
         align: optional contrastive alignment of queries and words.
+        feedback: (encoding, output, video mask) -> Encoding, where what was found changes what clips say (TR-DETR).
     """
 
     def __init__(
@@ -62,17 +63,21 @@ class MomentRetriever(nn.Module):
         scores: Callable[[Tensor], Tensor],
         indicator: bool = False,
         align: ContrastiveAlignment | None = None,
+        feedback: Callable[[Encoding, Output, Tensor], Encoding] | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.head, self.align = encoder, head, align
         self.criterion, self.weights, self.scores = criterion, dict(weights), scores
-        self.indicator = indicator
+        self.indicator, self.feedback = indicator, feedback
         self.presence = Presence()
         """How sure it is that a query is in the video; the builder sets another one for a calibrated model."""
 
     def forward(self, inputs: VideoText) -> MomentOutput:
         encoding = self.encoder(inputs)
-        return MomentOutput(self.detect(encoding), encoding, inputs.video_mask)
+        output = self.detect(encoding)
+        if self.feedback is not None:
+            encoding = self.feedback(encoding, output, inputs.video_mask)
+        return MomentOutput(output, encoding, inputs.video_mask)
 
     def detect(self, encoding: Encoding) -> Output:
         """Moments of what the encoder gave."""

@@ -19,6 +19,10 @@ _LAYERS = (
     (r"encoder\.encoder\.layers", "transformer.encoder.layers"),
     (r"encoder\.fusion", "transformer.t2v_encoder.layers"),
     (r"head\.decoder\.layers", "transformer.decoder.layers"),
+    # CG-DETR
+    (r"encoder\.dummy_encoder\.layers", "txtproj_encoder.layers"),
+    (r"encoder\.sentence_encoder\.layers", "scls_encoder.layers"),
+    (r"encoder\.moment_encoder\.layers", "transformer.mcls_encoder.layers"),
 )
 
 # And everything else: (pattern of our name, official name); the first that matches counts.
@@ -43,12 +47,29 @@ _COMMON: list[tuple[str, str]] = [
     (r"head\.decoder\.guide\.wanted_size\.(.*)", r"transformer.decoder.ref_anchor_head.\1"),
     (r"align\.query\.(.*)", r"contrastive_align_projection_query.\1"),
     (r"align\.text\.(.*)", r"contrastive_align_projection_txt.\1"),
+    # CG-DETR
+    (r"encoder\.prompts\.tokens", r"global_rep_token"),
+    (r"encoder\.prompts\.position", r"global_rep_pos"),
+    (r"encoder\.dummies", r"dummy_rep_token"),
+    (r"encoder\.dummy_positions", r"dummy_rep_pos"),
+    (r"encoder\.(sent|moment)(?:ence)?_token", r"\1_rep_token"),
+    (r"encoder\.(sent|moment)(?:ence)?_position", r"\1_rep_pos"),
+    (r"encoder\.token_types\.(.*)", r"token_type_embeddings.\1"),
+    # TR-DETR
+    (r"encoder\.mixer\.clip_weight", r"fuser.cq_attention.w4C"),
+    (r"encoder\.mixer\.word_weight", r"fuser.cq_attention.w4Q"),
+    (r"encoder\.mixer\.product_weight", r"fuser.cq_attention.w4mlu"),
+    (r"encoder\.mixer\.attended\.(.*)", r"fuser.cq_attention.cqa_linear.conv1d.\1"),
+    (r"encoder\.mixer\.pool_weight", r"fuser.cq_concat.weighted_pool.weight"),
+    (r"encoder\.mixer\.summed\.(.*)", r"fuser.cq_concat.conv1d.conv1d.\1"),
+    (r"encoder\.gru\.(.*)", r"gru_extractor.gru.\1"),
 ]
 
 # Official tensors that no computation of ours (or of the official model, as configured) reads.
 UNUSED = {
     r"txt_position_embed\..*": "word positions, created but not used unless use_txt_pos",
     r"contrastive_align_projection_(query|txt|vid)\..*": "contrastive alignment, not used or only for logging",
+    r"txt_proj_linear\..*": "a projection of words that CG-DETR creates and does not use",
 }
 
 

@@ -24,7 +24,9 @@ from momentdetr.retrieval.encoders.qd_detr import QdDetrEncoder, TextToVideoLaye
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.presence import Presence
 from momentdetr.retrieval.presets_bam_detr import BAM_DETR_WEIGHTS, bam_detr
+from momentdetr.retrieval.presets_cg_detr import cg_detr
 from momentdetr.retrieval.presets_taskweave import taskweave
+from momentdetr.retrieval.presets_tr_detr import tr_detr
 from momentdetr.retrieval.projection import LearnedTextPositions
 from momentdetr.retrieval.stacks import (
     LossWeights,
@@ -135,6 +137,8 @@ def qd_detr(
 PRESETS: dict[str, Callable[..., MomentRetriever]] = {
     "moment_detr": moment_detr,
     "qd_detr": qd_detr,
+    "cg_detr": cg_detr,
+    "tr_detr": tr_detr,
     "taskweave": taskweave,
     "bam_detr": bam_detr,
 }

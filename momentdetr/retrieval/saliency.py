@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from momentdetr.detr.types import Targets
-from momentdetr.retrieval.types import SaliencyTargets
+from momentdetr.retrieval.types import MomentTargets, SaliencyTargets
 
 _HIDDEN = -1e3  # score of a padded clip, as in the official code
 _NUM_LEVELS = 12  # three annotators give 0 to 4 each: levels 1 to 11 are compared
@@ -38,6 +38,33 @@ def negative_pair_loss(scores: Tensor, mask: Tensor) -> Tensor:
     return (F.softplus(scores) * mask).sum(1).mean()
 
 
+def clips_inside(spans: Targets, mask: Tensor) -> Tensor:
+    """Whether each clip's middle is inside a moment: (B, T).
+
+    Args:
+        spans: the moments, centre and width; a sample without any has nothing inside.
+        mask: (B, T), True where a clip is real.
+    """
+    middles = (torch.arange(mask.shape[1], device=mask.device) + 0.5) / mask.sum(1, keepdim=True)  # (B, T)
+    centre, width = spans.boxes.unbind(-1)  # (B, M)
+    reached = (middles[:, None] - centre[..., None]).abs() < width[..., None] / 2  # (B, M, T)
+    return (reached & spans.mask[..., None]).any(1)
+
+
+def relevant_clips(targets: MomentTargets, mask: Tensor) -> Tensor:
+    """Which clips answer the query: those with a score, or inside a moment where none are scored: (B, T)."""
+    if targets.saliency is not None and targets.saliency.scores is not None:
+        return (targets.saliency.scores > 0) & mask
+    return clips_inside(targets.spans, mask) & mask
+
+
+def described_clips(targets: MomentTargets, mask: Tensor) -> Tensor:
+    """Which clips show what the query says, also those that nobody gave a point: (B, T)."""
+    if targets.saliency is not None and targets.saliency.relevant is not None:
+        return targets.saliency.relevant & mask
+    return relevant_clips(targets, mask)
+
+
 def indicator_loss(scores: Tensor, spans: Targets, mask: Tensor) -> Tensor:
     """Whether each clip's middle is inside a moment, as UniVTG (Lin et al., 2023) asks of its foreground indicator.
 
@@ -49,11 +76,7 @@ def indicator_loss(scores: Tensor, spans: Targets, mask: Tensor) -> Tensor:
     Returns:
         Binary cross-entropy, averaged over real clips.
     """
-    num_clips = mask.sum(1, keepdim=True).to(scores.dtype)
-    middles = (torch.arange(mask.shape[1], device=mask.device) + 0.5) / num_clips  # (B, T)
-    centre, width = spans.boxes.unbind(-1)  # (B, M)
-    reached = (middles[:, None] - centre[..., None]).abs() < width[..., None] / 2  # (B, M, T)
-    inside = (reached & spans.mask[..., None]).any(1).to(scores.dtype)
+    inside = clips_inside(spans, mask).to(scores.dtype)
     return F.binary_cross_entropy_with_logits(scores[mask], inside[mask])
 
 

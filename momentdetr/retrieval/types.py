@@ -34,11 +34,14 @@ class SaliencyTargets:
         scores: (B, T), the annotators' summed score of each clip (0 outside the windows); None where not annotated.
         positive: (B, P), indices of clips that should score higher than their partner in `negative`.
         negative: (B, P), indices of clips.
+        relevant: (B, T), True where a clip shows what the query says, also where annotators gave it no point; None
+            where only scores tell.
     """
 
     scores: Tensor | None
     positive: Tensor
     negative: Tensor
+    relevant: Tensor | None = None
 
 
 @dataclass(frozen=True)

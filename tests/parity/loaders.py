@@ -18,6 +18,7 @@ from momentdetr.datasets.records import MomentRecord
 from momentdetr.datasets.sampling import draw_pairs, generator_of
 from momentdetr.features.spec import FeatureSpec, Stream
 from momentdetr.retrieval.batches import MomentBatch, MomentSample, collate_moments, span_targets
+from momentdetr.retrieval.saliency import described_clips, relevant_clips
 from momentdetr.retrieval.types import VideoText
 
 DRAWS = 1500  # enough that a choice among 75 clips is missed once in 10^8
@@ -34,7 +35,8 @@ def check(path: Path) -> list[Row] | None:
     spec = _spec(tape.facts["kwargs"], widths, samples[0].text.shape[1])
     batch = collate_moments(samples, spec, [generator_of(0, 0, i) for i in range(len(samples))])
     _compare_inputs(tape, batch.inputs)
-    return _compare_spans(tape, samples, spec) + _compare_saliency(tape, samples, batch, spec) + tape.rows()
+    rows = _compare_spans(tape, samples, spec) + _compare_saliency(tape, samples, batch, spec)
+    return rows + _compare_relevant(tape, samples, batch) + tape.rows()
 
 
 def _records(annotations: list[dict[str, Any]]) -> list[MomentRecord]:
@@ -120,4 +122,23 @@ def _compare_saliency(tape: Tape, samples: Sequence[MomentSample], batch: Moment
                 possible = sorted({choice[place] for choice in drawn})
                 name = f"targets.saliency_{what}_labels.{index}.{place}"
                 rows.append(compare_exactly(f"{name}: {clip} among {len(possible)}", clip in possible, True))
+    return rows
+
+
+def _compare_relevant(tape: Tape, samples: Sequence[MomentSample], batch: MomentBatch) -> list[Row]:
+    """Which clips count as relevant: in CG-DETR those with points, in TR-DETR all that were annotated."""
+    rows, mask = [], batch.inputs.video_mask
+    if "targets.relevant_clips" in tape.tensors:
+        seen = (tape["targets.relevant_clips"] > 0) & mask
+        rows.append(
+            compare_exactly("targets.relevant_clips", relevant_clips(batch.targets, mask).tolist(), seen.tolist())
+        )
+    if "targets.src_pos_mask" in tape.tensors:
+        ours, theirs = described_clips(batch.targets, mask), (tape["targets.src_pos_mask"] > 0) & mask
+        for index, sample in enumerate(samples):
+            assert sample.record.saliency is not None
+            # The official loader forgets all other clips where one is beyond the features.
+            lost = max(sample.record.saliency.clips) >= int(mask[index].sum())
+            expected = [False] * mask.shape[1] if lost else ours[index].tolist()
+            rows.append(compare_exactly(f"targets.src_pos_mask.{index}", theirs[index].tolist(), expected))
     return rows

@@ -52,6 +52,16 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "qd_detr": {"preset": "qd_detr"},
     "qd_detr_official": {"preset": "qd_detr", "official_batch_faults": True, "text_positions": 6},
+    "cg_detr": {"preset": "cg_detr", "num_dummies": 3, "num_prompts": 4, "chosen_prompts": 2, "sizes": {"width": 32}},
+    "cg_detr_official": {
+        "preset": "cg_detr",
+        "num_dummies": 3,
+        "official_batch_faults": True,
+        "text_positions": 6,
+        "sizes": {"width": 32},
+    },
+    "tr_detr": {"preset": "tr_detr"},
+    "tr_detr_official": {"preset": "tr_detr", "official_batch_faults": True, "text_positions": 6},
     "qd_detr_deep": {"preset": "qd_detr", "sizes": {"decoder_layers": 3, "input_layers": 1}},
     "taskweave": {"preset": "taskweave"},
     "taskweave_official": {"preset": "taskweave", "official_batch_faults": True, "text_positions": 6},
@@ -67,7 +77,7 @@ def model_of(case: str) -> MomentRetriever:
     model = build({**config, "sizes": {**SIZES, **config.get("sizes", {})}})
     layout = LAYOUTS.get(config["preset"])
     if layout is None:
-        named = to_official(model.state_dict(), config["preset"] == "qd_detr")
+        named = to_official(model.state_dict(), config["preset"] != "moment_detr")
     else:
         named = layout.to_official(model.state_dict())
     official = {name: made_weight(name, list(tensor.shape)) for name, tensor in named.items()}
@@ -123,7 +133,7 @@ def _norms(model: MomentRetriever, preset: str) -> dict[str, float | None]:
     given = {name: grad for name, grad in gradients.items() if grad is not None}
     layout = LAYOUTS.get(preset)
     if layout is None:
-        conditional = preset == "qd_detr"
+        conditional = preset != "moment_detr"
         present = to_official(given, conditional)
         absent = {official_name(name, conditional)[0]: None for name, grad in gradients.items() if grad is None}
     else:

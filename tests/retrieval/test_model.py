@@ -125,6 +125,8 @@ def test_a_batch_without_any_target_trains(preset: str, make: Make, inputs: Vide
         ("moment_detr", {"pre_norm": True, "text_positions": 5, "boundary_clips": 9, "alignment_size": 8}),
         ("qd_detr", {}),
         ("qd_detr", {"text_positions": 5, "alignment_size": 8}),
+        ("cg_detr", {"text_positions": 5, "num_dummies": 3, "chosen_prompts": 10}),
+        ("tr_detr", {"text_positions": 5}),
         ("bam_detr", {"weights": {"class_": 4.0}}),
         ("taskweave", {}),
         ("taskweave", {"direction": "moments_first", "text_positions": 5}),
@@ -146,7 +148,7 @@ def test_every_parameter_learns(
 # self-attention makes of queries whose content is zero. BAM-DETR's anchors here: a step moves both ends alike, and what
 # L1 and GIoU gain at one end they lose at the other while a span holds its target (test_bam_detr.py has them learn).
 SILENT = re.compile(
-    r".*\.key(_content|_position)?\.bias|encoder\.saliency\.bias|encoder\.text_positions\.norm\.bias"
+    r".*\.key(_content|_position)?\.bias|encoder\.saliency(_clip)?\.bias|encoder\.text_positions\.norm\.bias"
     r"|head\.decoder\.layers\.0\.(self_attention\.((query|key).*|value\.weight)|norm_self\.weight)"
     r"|head\.moves\.\d+\.0\..*"
 )
@@ -157,8 +159,16 @@ def test_moment_detr_overfits(options: dict, make: Make, inputs: VideoText, targ
     overfits(make("moment_detr", **options), inputs, targets, classified=bool(options))
 
 
-def test_qd_detr_overfits(make: Make, inputs: VideoText, targets: MomentTargets) -> None:
-    overfits(make("qd_detr"), inputs, targets)
+@pytest.mark.parametrize(
+    "preset",
+    [
+        "qd_detr",
+        pytest.param("cg_detr", marks=pytest.mark.slow),
+        "tr_detr",
+    ],
+)
+def test_descendants_overfit(preset: str, make: Make, inputs: VideoText, targets: MomentTargets) -> None:
+    overfits(make(preset), inputs, targets)
 
 
 def overfits(model: MomentRetriever, inputs: VideoText, targets: MomentTargets, classified: bool = False) -> None:

@@ -33,6 +33,13 @@ TERMS = {
     "class": "loss_label",
     "saliency": "loss_saliency",
     "align": "loss_contrastive_align",
+    # CG-DETR
+    "ms_align": "loss_ms_align",
+    "distill": "loss_distill",
+    "orthogonal": "loss_orthogonal_dummy",
+    # TR-DETR
+    "video_text": "VTC",
+    "clip_text": "CTC",
 }
 REPOSITORIES = ("moment_detr", "QD-DETR", "lighthouse", "")  # "": full-size manifests do not say
 PINS = ("*",)  # sine positions are float32 in the official models whatever their precision, and everything reads them

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from parity.check import System
-from parity.systems import bam_detr, co_detr, images, moments, taskweave
+from parity.systems import bam_detr, cg_detr, co_detr, images, moments, taskweave, tr_detr
 
-SYSTEMS: tuple[System, ...] = moments.SYSTEMS + images.SYSTEMS + co_detr.SYSTEMS + taskweave.SYSTEMS + bam_detr.SYSTEMS
+SYSTEMS: tuple[System, ...] = (
+    *moments.SYSTEMS,
+    cg_detr.SYSTEM,
+    tr_detr.SYSTEM,
+    *taskweave.SYSTEMS,
+    *bam_detr.SYSTEMS,
+    *images.SYSTEMS,
+    *co_detr.SYSTEMS,
+)

@@ -1,0 +1,141 @@
+"""CG-DETR's (Moon et al., 2023) attention: dummies take the attention that no word deserves, and give nothing."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from momentdetr.detr.mlp import FeedForward
+
+
+class DummyAttention(nn.Module):
+    """Queries attend to dummies and words, and read words only; there is an output projection and no other.
+
+    Args:
+        width: C.
+        num_heads: H.
+        dropout: of the attention weights.
+    """
+
+    def __init__(self, width: int, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, num_dummies: int
+    ) -> tuple[Tensor, Tensor]:
+        """Attend.
+
+        Args:
+            query: (B, T, C).
+            key: (B, D + W, C), dummies first.
+            value: (B, D + W, C).
+            mask: broadcasts to (B, H, T, D + W), True where attention is allowed.
+            num_dummies: D.
+
+        Returns:
+            What was read, (B, T, C), and the attention weights, averaged over heads, (B, T, D + W).
+        """
+        heads = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key, value[:, num_dummies:]))
+        query, key, value = heads
+        logits = query / query.shape[-1] ** 0.5 @ key.transpose(-1, -2)
+        weights = logits.masked_fill(~mask, -torch.inf).softmax(-1)  # (B, H, T, D + W)
+        kept = F.dropout(weights, self.dropout, self.training)[..., num_dummies:]
+        return self.out((kept @ value).transpose(1, 2).flatten(-2)), weights.mean(1)
+
+
+class DummyFusionLayer(nn.Module):
+    """Clips attend to dummies and words, then a feed-forward network; each with a residual, the second with a norm.
+
+    Args:
+        attention: queries are clips.
+        feed_forward: (B, T, C) -> (B, T, C).
+        width: C.
+        dropout: of both branches.
+        official_batch_faults: repeat the mask head by head instead of sample by sample, see `QdDetrEncoder`.
+    """
+
+    def __init__(
+        self,
+        *,
+        attention: DummyAttention,
+        feed_forward: FeedForward,
+        width: int,
+        dropout: float = 0.0,
+        official_batch_faults: bool = False,
+    ) -> None:
+        super().__init__()
+        self.attention, self.feed_forward = attention, feed_forward
+        self.norm_attention, self.norm_feed_forward = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.dropout, self.official_batch_faults = nn.Dropout(dropout), official_batch_faults
+
+    def forward(
+        self,
+        video: Tensor,
+        text: Tensor,
+        positions: Tensor,
+        text_positions: Tensor,
+        masks: tuple[Tensor, Tensor],
+        num_dummies: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Clips (B, T, C), dummies and words (B, D + W, C), their positions and masks -> (B, T, C), (B, T, D + W)."""
+        read, weights = self.attention(
+            video + positions, text + text_positions, text, self._allowed(*masks), num_dummies
+        )
+        return self._residual(video, read), weights
+
+    def alone(self, token: Tensor) -> Tensor:
+        """A token (B, 1, C) passes through the layer and finds nothing to read."""
+        return self._residual(token, self.attention.out.bias.expand_as(token))
+
+    def _residual(self, video: Tensor, read: Tensor) -> Tensor:
+        video = video + self.dropout(read)
+        # The residual passes the first norm by, as in QD-DETR.
+        return self.norm_feed_forward(video + self.dropout(self.feed_forward(self.norm_attention(video))))
+
+    def _allowed(self, video_mask: Tensor, text_mask: Tensor) -> Tensor:
+        allowed = text_mask[:, None, None]  # (B, 1, 1, D + W)
+        if not self.official_batch_faults:
+            return allowed
+        heads = self.attention.num_heads
+        both_padded = ~video_mask[:, :, None] & ~text_mask[:, None, :]
+        return allowed & ~both_padded.repeat(heads, 1, 1).unflatten(0, (-1, heads))
+
+
+class Prompts(nn.Module):
+    """A summary of the clips that the words point at: the most similar of a few learned prompts, added to their mean.
+
+    Args:
+        num_prompts: P, learned.
+        chosen: how many of them a sample takes.
+        width: C.
+    """
+
+    def __init__(self, num_prompts: int, chosen: int, width: int) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.randn(num_prompts, width))
+        self.position = nn.Parameter(torch.randn(1, width))
+        self.chosen = chosen
+
+    def forward(self, video: Tensor, mask: Tensor, importance: Tensor) -> Tensor:
+        """Summarise.
+
+        Args:
+            video: (B, T, C).
+            mask: (B, T), True where a clip is real.
+            importance: (B, T), how much of a clip's attention went to words; no gradient passes.
+
+        Returns:
+            (B, 1, C).
+        """
+        real = mask[..., None]
+        mean = ((video * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)).detach()  # (B, 1, C)
+        likeness = F.normalize(video - mean, dim=-1) @ F.normalize(self.tokens, dim=-1).T  # (B, T, P)
+        share = importance.detach() * mask
+        share = share / share.sum(1, keepdim=True)
+        strength = (likeness.softmax(-1) * share[..., None]).sum(1)  # (B, P)
+        best = strength.topk(self.chosen, 1)
+        return (best.values[..., None] * self.tokens[best.indices]).sum(1, keepdim=True) + mean
