@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": CORE | {"__init__", "demo", "web", "doctor", "terminal"},
     "__main__": {"cli"},
     "__init__": {"errors", "search"},
-    "detection": {"errors", "detr", "pickled", "strict", "training", "evaluation"},
+    "detection": {"errors", "detr", "pickled", "strict", "training", "evaluation", "demo", "features"},
     "app": {"cli", "web"},
 }
 
