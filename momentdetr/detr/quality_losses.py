@@ -48,8 +48,8 @@ def iou_aware(
     assignment: Assignment,
     count: Tensor,
     *,
-    alpha: float = 0.25,
     gamma: float = 2.0,
+    alpha: float = 0.25,
 ) -> Tensor:
     """IoU-aware binary cross-entropy, "IA-BCE" (Cai et al., 2023, arXiv 2304.07527)."""
     logits = at_least_float32(predictions.logits)
