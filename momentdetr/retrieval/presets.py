@@ -12,8 +12,6 @@ from typing import Any
 from torch import nn
 
 from momentdetr.detr.assignment import HungarianMatcher, softmax_class_cost
-from momentdetr.detr.attention import Attention
-from momentdetr.detr.initialization import init_transformer
 from momentdetr.detr.losses import Criterion
 from momentdetr.detr.parametrization import CenterSize
 from momentdetr.errors import BadInput
@@ -34,10 +32,10 @@ from momentdetr.retrieval.stacks import (
     anchor_head,
     dense_head,
     encoder,
-    feed_forward,
     foreground,
     moment_criterion,
     projections,
+    text_to_video,
 )
 
 
@@ -102,17 +100,7 @@ def qd_detr(
         official_batch_faults: see `QdDetrEncoder`; for official checkpoints only.
     """
     video, text = projections(sizes)
-    fusion = [
-        TextToVideoLayer(
-            attention=Attention(sizes.width, sizes.num_heads, sizes.dropout),
-            feed_forward=feed_forward(sizes, nn.PReLU),
-            width=sizes.width,
-            dropout=sizes.dropout,
-            official_batch_faults=official_batch_faults,
-        )
-        for _ in range(sizes.encoder_layers)
-    ]
-    init_transformer(*fusion)
+    fusion = text_to_video(sizes, TextToVideoLayer, official_batch_faults=official_batch_faults)
     return MomentRetriever(
         encoder=QdDetrEncoder(
             video_projection=video,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from momentdetr.detr.assignment import HungarianMatcher, giou_cost, l1_cost, softmax_class_cost
-from momentdetr.detr.attention import Attention, ConditionalCrossAttention, ConditionalSelfAttention
+from momentdetr.detr.attention import ConditionalCrossAttention, ConditionalSelfAttention
 from momentdetr.detr.boxes import to_center_size, to_corners
 from momentdetr.detr.decoder import DecoderLayer
 from momentdetr.detr.initialization import init_transformer, zero_last_layer
@@ -20,7 +20,15 @@ from momentdetr.retrieval.encoders.bam_detr import BamDetrEncoder, corner_l1, qu
 from momentdetr.retrieval.encoders.qd_detr import TextToVideoLayer
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.projection import LearnedTextPositions
-from momentdetr.retrieval.stacks import LossWeights, Sizes, encoder, feed_forward, foreground, projections
+from momentdetr.retrieval.stacks import (
+    LossWeights,
+    Sizes,
+    encoder,
+    feed_forward,
+    foreground,
+    projections,
+    text_to_video,
+)
 from momentdetr.retrieval.types import Encoding
 
 BAM_DETR_WEIGHTS = {"class_": 0.0, "cost_class": 0.0}
@@ -74,16 +82,7 @@ def _encoder(
     sizes: Sizes, weights: LossWeights, boundary: bool, text_positions: int, official_batch_faults: bool
 ) -> BamDetrEncoder:
     video, text = projections(sizes)
-    fusion = [
-        TextToVideoLayer(
-            attention=Attention(sizes.width, sizes.num_heads, sizes.dropout),
-            feed_forward=feed_forward(sizes, nn.PReLU),
-            width=sizes.width,
-            dropout=sizes.dropout,
-            official_batch_faults=official_batch_faults,
-        )
-        for _ in range(sizes.encoder_layers)
-    ]
+    fusion = text_to_video(sizes, TextToVideoLayer, official_batch_faults=official_batch_faults)
     words = LearnedTextPositions(text_positions, sizes.width, sizes.input_dropout) if text_positions else None
     both = BamDetrEncoder(
         video_projection=video,

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from torch import nn
 
-from momentdetr.detr.initialization import init_transformer
 from momentdetr.retrieval.encoders.cg_attention import DummyAttention, DummyFusionLayer, Prompts
 from momentdetr.retrieval.encoders.cg_detr import CgDetrEncoder
 from momentdetr.retrieval.model import MomentRetriever
@@ -16,10 +15,10 @@ from momentdetr.retrieval.stacks import (
     Sizes,
     anchor_head,
     encoder,
-    feed_forward,
     foreground,
     moment_criterion,
     projections,
+    text_to_video,
 )
 
 _TEXT_HEADS = 8  # of the encoders of words and dummies, whatever the model's number of heads
@@ -66,17 +65,13 @@ def cg_detr(
         raise ValueError("weights.indicator is for qd_detr; CG-DETR has no clip indicator")
     video, text = projections(sizes)
     of_text = replace(sizes, num_heads=_TEXT_HEADS)
-    fusion = [
-        DummyFusionLayer(
-            attention=DummyAttention(sizes.width, sizes.num_heads, sizes.dropout),
-            feed_forward=feed_forward(sizes, nn.PReLU),
-            width=sizes.width,
-            dropout=sizes.dropout,
-            official_batch_faults=official_batch_faults,
-        )
-        for _ in range(fusion_layers)
-    ]
-    init_transformer(*fusion)
+    fusion = text_to_video(
+        sizes,
+        DummyFusionLayer,
+        attention=DummyAttention,
+        count=fusion_layers,
+        official_batch_faults=official_batch_faults,
+    )
     positions = LearnedTextPositions(text_positions, sizes.width, sizes.input_dropout) if text_positions else None
     return MomentRetriever(
         encoder=CgDetrEncoder(

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from torch import nn
 
-from momentdetr.detr.attention import Attention
 from momentdetr.detr.initialization import init_transformer
 from momentdetr.retrieval.encoders.qd_detr import TextToVideoLayer
 from momentdetr.retrieval.encoders.taskweave import Direction, TaskWeaveEncoder
@@ -16,10 +15,10 @@ from momentdetr.retrieval.stacks import (
     Sizes,
     anchor_head,
     encoder,
-    feed_forward,
     foreground,
     moment_criterion,
     projections,
+    text_to_video,
 )
 from momentdetr.retrieval.taskweave import TaskWeave
 
@@ -50,16 +49,7 @@ def taskweave(
     if weights.indicator:
         raise ValueError("weights.indicator is for qd_detr; TaskWeave has no clip indicator")
     video, text = projections(sizes)
-    fusion = [
-        TextToVideoLayer(
-            attention=Attention(sizes.width, sizes.num_heads, sizes.dropout),
-            feed_forward=feed_forward(sizes, nn.PReLU),
-            width=sizes.width,
-            dropout=sizes.dropout,
-            official_batch_faults=official_batch_faults,
-        )
-        for _ in range(sizes.encoder_layers)
-    ]
+    fusion = text_to_video(sizes, TextToVideoLayer, official_batch_faults=official_batch_faults)
     both = TaskWeaveEncoder(
         video_projection=video,
         text_projection=text,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-from momentdetr.detr.attention import Attention
-from momentdetr.detr.initialization import init_transformer
 from momentdetr.detr.losses import Criterion
 from momentdetr.retrieval.encoders.qd_detr import TextToVideoLayer
 from momentdetr.retrieval.encoders.tr_detr import TrDetrEncoder
@@ -18,10 +16,10 @@ from momentdetr.retrieval.stacks import (
     Sizes,
     anchor_head,
     encoder,
-    feed_forward,
     foreground,
     moment_criterion,
     projections,
+    text_to_video,
 )
 
 
@@ -47,17 +45,7 @@ def tr_detr(
     if weights.indicator:
         raise ValueError("weights.indicator is for qd_detr; TR-DETR has no clip indicator")
     video, text = projections(sizes)
-    fusion = [
-        TextToVideoLayer(
-            attention=Attention(sizes.width, sizes.num_heads, sizes.dropout),
-            feed_forward=feed_forward(sizes, nn.PReLU),
-            width=sizes.width,
-            dropout=sizes.dropout,
-            official_batch_faults=official_batch_faults,
-        )
-        for _ in range(sizes.encoder_layers)
-    ]
-    init_transformer(*fusion)
+    fusion = text_to_video(sizes, TextToVideoLayer, official_batch_faults=official_batch_faults)
     own = TrDetrEncoder(
         video_projection=video,
         text_projection=text,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from momentdetr.detr.assignment import HungarianMatcher, giou_cost, l1_cost, softmax_class_cost
 from momentdetr.detr.attention import (
+    Attention,
     ConditionalCrossAttention,
     ConditionalSelfAttention,
     CrossAttention,
@@ -22,7 +25,10 @@ from momentdetr.detr.mlp import MLP, Activation, FeedForward
 from momentdetr.detr.model import Detr
 from momentdetr.detr.parametrization import CenterSize
 from momentdetr.detr.queries import AnchorQueries, LearnedQueries
+from momentdetr.retrieval.encoders.qd_detr import TextToVideoLayer
 from momentdetr.retrieval.projection import Projection
+
+Fusion = TypeVar("Fusion", bound=TextToVideoLayer)
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,35 @@ def projections(sizes: Sizes) -> tuple[Projection, Projection]:
 
 def feed_forward(sizes: Sizes, activation: Activation) -> FeedForward:
     return FeedForward(sizes.width, sizes.feed_forward, dropout=sizes.dropout, activation=activation)
+
+
+def text_to_video(
+    sizes: Sizes,
+    layer: type[Fusion],
+    *,
+    attention: Callable[[int, int, float], nn.Module] = Attention,
+    count: int | None = None,
+    official_batch_faults: bool = False,
+) -> list[Fusion]:
+    """QD-DETR's layers in which clips read words, and those that grew out of them.
+
+    Args:
+        layer: `TextToVideoLayer`, or one made of it.
+        attention: width, heads, dropout -> what a layer attends with.
+        count: of layers; None: as many as the encoder has.
+    """
+    layers = [
+        layer(
+            attention=attention(sizes.width, sizes.num_heads, sizes.dropout),
+            feed_forward=feed_forward(sizes, nn.PReLU),
+            width=sizes.width,
+            dropout=sizes.dropout,
+            official_batch_faults=official_batch_faults,
+        )
+        for _ in range(sizes.encoder_layers if count is None else count)
+    ]
+    init_transformer(*layers)
+    return layers
 
 
 def encoder(sizes: Sizes, *, activation: Activation = nn.ReLU, pre_norm: bool = False) -> Encoder:

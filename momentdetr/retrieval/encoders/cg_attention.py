@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from momentdetr.detr.mlp import FeedForward
+from momentdetr.retrieval.encoders.qd_detr import TextToVideoLayer
 
 
 class DummyAttention(nn.Module):
@@ -47,32 +47,12 @@ class DummyAttention(nn.Module):
         return self.out((kept @ value).transpose(1, 2).flatten(-2)), weights.mean(1)
 
 
-class DummyFusionLayer(nn.Module):
-    """Clips attend to dummies and words, then a feed-forward network; each with a residual, the second with a norm.
+class DummyFusionLayer(TextToVideoLayer):
+    """QD-DETR's layer, with dummies before the words and a `DummyAttention`, whose weights are wanted, too."""
 
-    Args:
-        attention: queries are clips.
-        feed_forward: (B, T, C) -> (B, T, C).
-        width: C.
-        dropout: of both branches.
-        official_batch_faults: repeat the mask head by head instead of sample by sample, see `QdDetrEncoder`.
-    """
+    attention: DummyAttention
 
-    def __init__(
-        self,
-        *,
-        attention: DummyAttention,
-        feed_forward: FeedForward,
-        width: int,
-        dropout: float = 0.0,
-        official_batch_faults: bool = False,
-    ) -> None:
-        super().__init__()
-        self.attention, self.feed_forward = attention, feed_forward
-        self.norm_attention, self.norm_feed_forward = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout, self.official_batch_faults = nn.Dropout(dropout), official_batch_faults
-
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         video: Tensor,
         text: Tensor,
@@ -85,24 +65,11 @@ class DummyFusionLayer(nn.Module):
         read, weights = self.attention(
             video + positions, text + text_positions, text, self._allowed(*masks), num_dummies
         )
-        return self._residual(video, read), weights
+        return self._add(video, read), weights
 
     def alone(self, token: Tensor) -> Tensor:
         """A token (B, 1, C) passes through the layer and finds nothing to read."""
-        return self._residual(token, self.attention.out.bias.expand_as(token))
-
-    def _residual(self, video: Tensor, read: Tensor) -> Tensor:
-        video = video + self.dropout(read)
-        # The residual passes the first norm by, as in QD-DETR.
-        return self.norm_feed_forward(video + self.dropout(self.feed_forward(self.norm_attention(video))))
-
-    def _allowed(self, video_mask: Tensor, text_mask: Tensor) -> Tensor:
-        allowed = text_mask[:, None, None]  # (B, 1, 1, D + W)
-        if not self.official_batch_faults:
-            return allowed
-        heads = self.attention.num_heads
-        both_padded = ~video_mask[:, :, None] & ~text_mask[:, None, :]
-        return allowed & ~both_padded.repeat(heads, 1, 1).unflatten(0, (-1, heads))
+        return self._add(token, self.attention.out.bias.expand_as(token))
 
 
 class Prompts(nn.Module):

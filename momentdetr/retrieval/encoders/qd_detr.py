@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from momentdetr.detr.attention import Attention, key_mask
+from momentdetr.detr.attention import key_mask
 from momentdetr.detr.encoder import Encoder
 from momentdetr.detr.mlp import FeedForward
 from momentdetr.detr.positions import grid_positions
@@ -32,7 +32,7 @@ class TextToVideoLayer(nn.Module):
     def __init__(
         self,
         *,
-        attention: Attention,
+        attention: nn.Module,
         feed_forward: FeedForward,
         width: int,
         dropout: float = 0.0,
@@ -48,6 +48,9 @@ class TextToVideoLayer(nn.Module):
     ) -> Tensor:
         """Clips (B, T, C) and words (B, W, C), their positions and masks, True where real -> (B, T, C)."""
         read = self.attention(video + positions, text + text_positions, text, self._allowed(*masks))
+        return self._add(video, read)
+
+    def _add(self, video: Tensor, read: Tensor) -> Tensor:
         video = video + self.dropout(read)
         # The residual passes the first norm by, unlike in the self-attention layers; so it is in the official code.
         return self.norm_feed_forward(video + self.dropout(self.feed_forward(self.norm_attention(video))))
@@ -57,7 +60,7 @@ class TextToVideoLayer(nn.Module):
         assert allowed is not None
         if not self.official_batch_faults:
             return allowed  # (B, 1, 1, W)
-        heads = self.attention.num_heads
+        heads: int = self.attention.num_heads  # type: ignore[assignment]
         both_padded = ~video_mask[:, :, None] & ~text_mask[:, None, :]  # (B, T, W)
         wrong_order = both_padded.repeat(heads, 1, 1).unflatten(0, (-1, heads))  # (B, H, T, W)
         return allowed & ~wrong_order
