@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -74,11 +75,11 @@ def test_score_loss_compares_what_is_stretched() -> None:
 
 def test_attention_to_words_is_what_dummies_leave(small: Make, inputs: VideoText) -> None:
     model = small(fusion_layers=1)
-    layer, kept = model.encoder.fusion[0], []
-    weigh = layer.looked_at
-    layer.looked_at = lambda *given: kept.append(weigh(*given)) or kept[-1]
-    attended = model(inputs).encoding.extras["attended"]
-    torch.testing.assert_close(attended, 1 - kept[0][..., :3].sum(-1))
+    layer = model.encoder.fusion[0]
+    with mock.patch.object(layer, "looked_at", wraps=layer.looked_at) as spy:
+        attended = model(inputs).encoding.extras["attended"]
+    looked = layer.looked_at(*spy.call_args.args)
+    torch.testing.assert_close(attended, 1 - looked[..., :3].sum(-1))
     assert 0 < attended.min() < attended.max() < 1
 
 

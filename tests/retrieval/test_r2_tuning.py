@@ -41,7 +41,7 @@ def small(make: Make) -> Callable[..., Any]:
 
 def test_points_answer_for_the_shortest_moment_of_their_length() -> None:
     points = Points.of([12, 6, 3, 1], (1, 2, 4, 8), torch.zeros(1))
-    moments = [[(0, 2), (1, 7), (5, 12), (4, 4.5)], [(2, 6)]]
+    moments: list[list[tuple[float, float]]] = [[(0, 2), (1, 7), (5, 12), (4, 4.5)], [(2, 6)]]
     clips = [12, 8]
     boxes, mask = torch.zeros(2, 4, 2, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.bool)
     for sample, spans in enumerate(moments):
