@@ -56,7 +56,7 @@ def convert(path: str | Path) -> Conversion:
     """
     path = Path(path)
     content = read_checkpoint(path)
-    state = content.get("model", content)
+    state = content.get("model", content.get("state_dict", content))
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BadCheckpoint(f"{path} has no state dict under 'model'; its keys are {sorted(map(str, content))[:8]}")
     try:
@@ -89,7 +89,8 @@ def convert_state(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> Co
     load_strictly(model, ours)
     lighthouse = "v_feat_types" in options
     about = {"system": config["preset"], "layout": "lighthouse" if lighthouse else "official"}
-    return Conversion(config, ours, _spec(state, options), about)
+    spec = _spec if layout is None or layout.spec is None else layout.spec
+    return Conversion(config, ours, spec(state, options), about)
 
 
 def permute_streams(state: Mapping[str, Tensor], dims: Sequence[int], order: Sequence[int]) -> dict[str, Tensor]:

@@ -23,6 +23,8 @@ from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.presence import Presence
 from momentdetr.retrieval.presets_bam_detr import BAM_DETR_WEIGHTS, bam_detr
 from momentdetr.retrieval.presets_cg_detr import cg_detr
+from momentdetr.retrieval.presets_flashvtg import FLASHVTG_WEIGHTS, flashvtg
+from momentdetr.retrieval.presets_points import R2_TUNING_WEIGHTS, r2_tuning
 from momentdetr.retrieval.presets_taskweave import taskweave
 from momentdetr.retrieval.presets_tr_detr import tr_detr
 from momentdetr.retrieval.projection import LearnedTextPositions
@@ -129,8 +131,14 @@ PRESETS: dict[str, Callable[..., MomentRetriever]] = {
     "tr_detr": tr_detr,
     "taskweave": taskweave,
     "bam_detr": bam_detr,
+    "r2_tuning": r2_tuning,
+    "flashvtg": flashvtg,
 }
-PUBLISHED_WEIGHTS: dict[str, dict[str, float]] = {"bam_detr": BAM_DETR_WEIGHTS}
+PUBLISHED_WEIGHTS: dict[str, dict[str, float]] = {
+    "bam_detr": BAM_DETR_WEIGHTS,
+    "r2_tuning": R2_TUNING_WEIGHTS,
+    "flashvtg": FLASHVTG_WEIGHTS,
+}
 """Loss weights of presets whose published ones are not `LossWeights`' defaults."""
 
 

@@ -67,6 +67,8 @@ CASES: dict[str, dict[str, Any]] = {
     "taskweave_official": {"preset": "taskweave", "official_batch_faults": True, "text_positions": 6},
     "bam_detr": {"preset": "bam_detr", "weights": {"class_": 4.0, "cost_class": 4.0}},
     "bam_detr_official": {"preset": "bam_detr", "official_batch_faults": True, "text_positions": 6},
+    "r2_tuning": {"preset": "r2_tuning", "num_layers": 2, "stored_layers": 2, "num_patches": 5},
+    "flashvtg": {"preset": "flashvtg", "num_dummies": 3, "fusion_layers": 2},
     "taskweave_moments_first": {"preset": "taskweave", "direction": "moments_first"},
 }
 

@@ -228,3 +228,21 @@ def test_a_layout_is_taken_strictly() -> None:
     state.pop("query_embed.weight")
     with pytest.raises(BadCheckpoint, match=r"lacks 'query_embed.weight'"):
         convert_state(state, OPTIONS)
+
+
+def test_the_official_boundary_loss_lays_moments_over_padding() -> None:
+    """Its moments are fractions of the padded video, and padding counts twice among what is no boundary."""
+    spans = Targets(torch.zeros(1, 1).long(), torch.tensor([[[0.5, 0.5]]]), torch.ones(1, 1).bool())
+    features, mask = torch.rand(1, 10, 4), torch.arange(10)[None] < 7
+    expected = 0.0
+    for side, (first, last) in enumerate(((2.5 - 1.25, 2.5 + 0.5), (7.5 - 0.5, 7.5 + 1.25))):
+        truth = [first <= i + 0.5 <= last for i in range(10)]
+        counts = {True: sum(truth), False: 10 - sum(truth) + 3}
+        said = features[0, :, 2 * side : 2 * side + 2].tanh().mean(-1).tolist()
+        costs = [-math.log(p if wanted else 1 - p) / counts[wanted] for p, wanted in zip(said, truth, strict=True)]
+        expected += sum(costs[:7]) / 4
+    assert boundary_loss(features, spans, mask, padded=True).item() == pytest.approx(expected, rel=1e-5)
+    whole = torch.ones_like(mask)
+    torch.testing.assert_close(
+        boundary_loss(features, spans, whole, padded=True), boundary_loss(features, spans, whole)
+    )

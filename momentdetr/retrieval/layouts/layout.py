@@ -11,6 +11,7 @@ from torch import Tensor
 
 from momentdetr.detr.official import Kind, Place, gather, layer_parameter, left_over, scatter
 from momentdetr.errors import BadCheckpoint
+from momentdetr.features.spec import FeatureSpec
 
 Named = Callable[[str], Place]
 
@@ -37,8 +38,7 @@ class Layout:
         layers: stacks of layers.
         rows: everything else: (pattern of our name, official name); the first that matches counts.
         unused: patterns of official tensors that no computation reads, with the reason.
-        video: official name of the first linear layer that reads clips, and whether temporal endpoints pass it.
-        text: the same for words.
+        spec: official state and options -> the features that it reads; None: told from its input projections.
     """
 
     name: str
@@ -47,8 +47,7 @@ class Layout:
     layers: tuple[Layers, ...] = ()
     rows: tuple[tuple[str, str], ...] = ()
     unused: Mapping[str, str] = field(default_factory=dict)
-    video: str = "input_vid_proj.0.net.1.weight"
-    text: str = "input_txt_proj.0.net.1.weight"
+    spec: Callable[[Mapping[str, Tensor], Mapping[str, Any]], FeatureSpec] | None = None
 
     def configure(
         self, state: Mapping[str, Tensor], options: Mapping[str, Any], weights: Mapping[str, Any]

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from momentdetr.retrieval.layouts.bam_detr import BAM_DETR
+from momentdetr.retrieval.layouts.flashvtg import FLASHVTG
 from momentdetr.retrieval.layouts.layout import Layout
+from momentdetr.retrieval.layouts.r2_tuning import R2_TUNING
 from momentdetr.retrieval.layouts.taskweave import TASKWEAVE
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TASKWEAVE, BAM_DETR)}
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TASKWEAVE, BAM_DETR, R2_TUNING, FLASHVTG)}
 
 
 def layout_of(state: Mapping[str, Tensor]) -> Layout | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from parity.check import System
-from parity.systems import bam_detr, cg_detr, co_detr, images, moments, taskweave, tr_detr
+from parity.systems import bam_detr, cg_detr, co_detr, flashvtg, images, moments, r2_tuning, taskweave, tr_detr
 
 SYSTEMS: tuple[System, ...] = (
     *moments.SYSTEMS,
@@ -11,6 +11,8 @@ SYSTEMS: tuple[System, ...] = (
     tr_detr.SYSTEM,
     *taskweave.SYSTEMS,
     *bam_detr.SYSTEMS,
+    *r2_tuning.SYSTEMS,
+    *flashvtg.SYSTEMS,
     *images.SYSTEMS,
     *co_detr.SYSTEMS,
 )

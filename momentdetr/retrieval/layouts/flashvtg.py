@@ -1,0 +1,66 @@
+"""FlashVTG's official names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from momentdetr.retrieval.layouts.layout import PROJECTIONS, WORD_POSITIONS, Layers, Layout, common_sizes, count
+from momentdetr.retrieval.layouts.r2_tuning import PYRAMID
+
+
+def _config(state: Mapping[str, Tensor], options: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
+    hidden = "transformer.encoder.layers.0.linear1.weight"
+    named = {"saliency": "lw_saliency", "class_": "lw_cls", "l1": "lw_reg", "saliency_margin": "saliency_margin"}
+    kernel = state["class_head.convs.0.weight"]
+    config: dict[str, Any] = {
+        "sizes": common_sizes(state, options, hidden=hidden, encoder="transformer.encoder.layers.", decoder=None),
+        "weights": {ours: options[theirs] for ours, theirs in named.items() if theirs in options},
+        "num_dummies": state["dummy_rep_token"].shape[0],
+        "dummy_layers": count(state, "txtproj_encoder.layers."),
+        "fusion_layers": count(state, "transformer.t2v_encoder.layers."),
+        "strides": tuple(2**level for level in range(state["coef"].shape[0])),
+        "num_convolutions": sum(name.startswith("class_head.convs.") and name.endswith("weight") for name in state),
+        "num_linear": count(state, "class_head.fc.layers."),
+        "kernel": kernel.shape[-1],
+        "contrast": options.get("lw_sal", 0.1),
+        "score": options.get("label_loss_coef", 4.0),
+        "attention": options.get("lw_wattn", 1.0),
+        "official_batch_faults": True,
+    }
+    if options.get("use_txt_pos"):
+        config["text_positions"] = state["txt_position_embed.position_embeddings.weight"].shape[0]
+    return config
+
+
+FLASHVTG = Layout(
+    name="flashvtg",
+    matches=lambda state: "conf_head.convs.0.weight" in state and "dummy_rep_token" in state,
+    config=_config,
+    layers=(
+        Layers(r"encoder\.encoder\.layers", "transformer.encoder.layers"),
+        Layers(r"encoder\.fusion", "transformer.t2v_encoder.layers"),
+        Layers(r"encoder\.dummy_encoder\.layers", "txtproj_encoder.layers"),
+    ),
+    rows=(
+        *PROJECTIONS,
+        (r"encoder\.saliency_clip\.(.*)", r"saliency_proj1.\1"),
+        (r"encoder\.saliency_global\.(.*)", r"saliency_proj2.\1"),
+        (r"encoder\.kinds", r"token_type_embeddings.weight"),
+        (r"encoder\.dummies", r"dummy_rep_token"),
+        (r"encoder\.dummy_positions", r"dummy_rep_pos"),
+        (r"encoder\.pooling\.score\.(.*)", r"pooling.att.\1"),
+        *PYRAMID,
+        (r"head\.classes\.convolutions\.(.*)", r"class_head.convs.\1"),
+        (r"head\.classes\.out\.(.*)", r"class_head.fc.\1"),
+        (r"head\.confidence\.convolutions\.(.*)", r"conf_head.convs.\1"),
+        (r"head\.confidence\.out\.(.*)", r"conf_head.fc.\1"),
+        (r"head\.offsets\.hidden\.(.*)", r"coord_head.module.1.\1"),
+        (r"head\.offsets\.out\.(.*)", r"coord_head.module.3.\1"),
+        (r"head\.scales", r"coef"),
+        (r"head\.mixture", r"x"),
+    ),
+    unused={**WORD_POSITIONS, r"loss\._loss_sal\.scale": "a constant"},
+)

@@ -1,0 +1,221 @@
+"""FlashVTG's own parts: what the goldens prove, by naive loops and small cases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from small_retrievers import make_config
+from test_convert import OPTIONS
+from test_model import one
+
+from momentdetr.detr.boxes import iou, to_corners
+from momentdetr.errors import BadCheckpoint
+from momentdetr.retrieval.convert import convert_state
+from momentdetr.retrieval.encoders.flashvtg import UnprojectedAttention, has_foreign_neighbour
+from momentdetr.retrieval.layouts.table import LAYOUTS
+from momentdetr.retrieval.mixed_points import score_loss
+from momentdetr.retrieval.presets import build
+from momentdetr.retrieval.types import MomentTargets, VideoText
+
+Make = Callable[..., Any]
+SMALL = {"num_dummies": 3, "fusion_layers": 2}
+
+
+@pytest.fixture
+def small(make: Make) -> Callable[..., Any]:
+    return lambda **options: make("flashvtg", **{**SMALL, **options})
+
+
+def test_dummies_take_attention_and_give_nothing() -> None:
+    attention = UnprojectedAttention(4, 2, num_dummies=2)
+    query, key, value = torch.randn(1, 3, 4), torch.randn(1, 5, 4), torch.randn(1, 5, 4)
+    allowed = torch.tensor([True, True, True, True, False])
+    found = attention(query, key, value, allowed[None, None, None])
+    weights = attention.weights(query, key, allowed[None, None, None])
+    for t in range(3):
+        mixed = torch.zeros(4)
+        for head in range(2):
+            own = slice(2 * head, 2 * head + 2)
+            match = [(query[0, t, own] @ key[0, k, own]).item() / math.sqrt(2) for k in range(4)]
+            total = sum(map(math.exp, match))
+            for k in range(4):
+                assert weights[0, head, t, k].item() == pytest.approx(math.exp(match[k]) / total, rel=1e-5)
+            mixed[own] = sum(math.exp(match[k]) / total * value[0, k, own] for k in (2, 3))
+        torch.testing.assert_close(found[0, t], attention.out(mixed))
+    assert not weights[..., 4].any()
+
+
+def test_cuts_of_one_video_are_no_foreign_queries() -> None:
+    names = ("Aaa_60.0_210.0", "Aaa_210.0_360.0", "my_own_video", "my_other_video")
+    assert has_foreign_neighbour(names, 4).tolist() == [False, True, True, True]
+    assert has_foreign_neighbour(("x_0_150",), 1).tolist() == [False]
+    assert has_foreign_neighbour(None, 2).tolist() == [True, True]
+    assert has_foreign_neighbour(None, 1).tolist() == [False]
+
+
+def test_score_loss_compares_what_is_stretched() -> None:
+    logits, scores = (
+        torch.tensor([[1.0, 3.0, 9.0], [2.0, 1.5, -7.0]]),
+        torch.tensor([[0.0, 6.0, 3.0], [12.0, 3.0, 0.0]]),
+    )
+    mask = torch.tensor([[True, True, False], [True, True, False]])
+    said = [(value - 1) / 2 for value in (1, 3, 2, 1.5)]
+    true = [value / 12 for value in (0, 6, 12, 3)]
+    expected = sum((a - b) ** 2 for a, b in zip(said, true, strict=True)) / 4
+    assert score_loss(logits, scores, mask).item() == pytest.approx(expected, rel=1e-6)
+    level = score_loss(torch.ones(1, 3), torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.bool))
+    assert level == 0  # nothing to stretch
+
+
+def test_attention_to_words_is_what_dummies_leave(small: Make, inputs: VideoText) -> None:
+    model = small(fusion_layers=1)
+    layer = model.encoder.fusion[0]
+    with mock.patch.object(layer, "looked_at", wraps=layer.looked_at) as spy:
+        attended = model(inputs).encoding.extras["attended"]
+    looked = layer.looked_at(*spy.call_args.args)
+    torch.testing.assert_close(attended, 1 - looked[..., :3].sum(-1))
+    assert 0 < attended.min() < attended.max() < 1
+
+
+def test_answers_do_not_depend_on_the_batch(small: Make, inputs: VideoText) -> None:
+    model = small()
+    batched = model.predict(inputs)
+    for index in range(3):
+        alone = model.predict(one(inputs, index, trimmed=True))
+        count, clips = alone.scores.shape[1], alone.saliency.shape[1]
+        torch.testing.assert_close(batched.scores[index, :count], alone.scores[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(batched.spans[index, :count], alone.spans[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(batched.saliency[index, :clips], alone.saliency[0], atol=1e-5, rtol=0)
+        assert not batched.scores[index, count:].any()
+    official = small(official_batch_faults=True)
+    found, alone = official.predict(inputs), official.predict(one(inputs, 1, trimmed=True))
+    assert (found.saliency[1, :6] - alone.saliency[0]).abs().max() > 1e-4
+
+
+def test_padding_is_never_seen(small: Make, inputs: VideoText, targets: MomentTargets) -> None:
+    model = small().train()
+    other = replace(
+        inputs,
+        video=inputs.video.where(inputs.video_mask[..., None], torch.tensor(50.0)),
+        text=inputs.text.where(inputs.text_mask[..., None], torch.tensor(-50.0)),
+    )
+    torch.testing.assert_close(model.loss(inputs, targets).total, model.loss(other, targets).total)
+
+
+def test_foreign_queries_are_the_neighbours(small: Make, inputs: VideoText) -> None:
+    model = small()
+    encoding = model(inputs).encoding
+    rows = torch.tensor([True, False, True])
+    saliency, attended = model.encoder.foreign(encoding, inputs.video_mask, rows)
+    foreign = replace(inputs, text=inputs.text.roll(-1, 0), text_mask=inputs.text_mask.roll(-1, 0))
+    twin = model(foreign).encoding
+    torch.testing.assert_close(saliency, twin.saliency[rows])
+    torch.testing.assert_close(attended, twin.extras["attended"][rows])
+
+
+def test_terms_and_weights(small: Make, inputs: VideoText, targets: MomentTargets) -> None:
+    losses = small().train().loss(inputs, targets)
+    weights = {"class": 5.0, "l1": 1.0, "saliency": 0.8, "contrast": 0.1, "score": 4.0}
+    assert set(losses.terms) == set(weights)
+    total = sum(weights[name] * value.item() for name, value in losses.terms.items())
+    assert losses.total.item() == pytest.approx(total, rel=1e-5)
+    silent = small(weights={"saliency": 1.0}, attention=0.0).train().loss(inputs, targets).terms["saliency"]
+    assert silent < losses.terms["saliency"]  # attention adds only what costs
+    assert set(small().train().loss(inputs, replace(targets, saliency=None)).terms) == {"class", "l1"}
+
+
+def test_negatives_are_of_other_videos_only(small: Make, inputs: VideoText, targets: MomentTargets) -> None:
+    model = small().train()
+    apart = model.loss(inputs, replace(targets, videos=("a", "b", "c"))).terms["saliency"]
+    torch.testing.assert_close(apart, model.loss(inputs, targets).terms["saliency"])
+    same = model.loss(inputs, replace(targets, videos=("a", "a", "a"))).terms["saliency"]
+    torch.testing.assert_close(same, model.eval().loss(inputs, targets).terms["saliency"])
+    assert (apart - same).abs() > 1e-3
+
+
+def test_a_single_sample_trains(small: Make, inputs: VideoText, targets: MomentTargets) -> None:
+    assert targets.saliency is not None
+    assert targets.saliency.scores is not None
+    saliency = replace(
+        targets.saliency,
+        scores=targets.saliency.scores[:1],
+        positive=targets.saliency.positive[:1],
+        negative=targets.saliency.negative[:1],
+    )
+    spans = targets.spans
+    own = replace(spans, labels=spans.labels[:1], boxes=spans.boxes[:1], mask=spans.mask[:1])
+    losses = small().train().loss(one(inputs, 0), MomentTargets(own, saliency))
+    losses.total.backward()
+    assert losses.total.isfinite()
+
+
+def test_one_clip_and_one_word(small: Make, inputs: VideoText) -> None:
+    tiny = VideoText(inputs.video[:1, :1], inputs.video_mask[:1, :1], inputs.text[:1, :1], inputs.text_mask[:1, :1])
+    assert small().predict(tiny).spans.isfinite().all()
+
+
+def test_every_parameter_learns(small: Make, inputs: VideoText, targets: MomentTargets) -> None:
+    model = small(strides=(1, 2), text_positions=5).train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+    model.loss(inputs, targets).total.backward()
+    silent = {name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-7}
+    # What shifts all keys of a softmax alike, and all words of a sentence.
+    assert all(name.endswith("key.bias") or name == "encoder.pooling.score.bias" for name in silent), silent
+
+
+@pytest.mark.slow
+def test_flashvtg_overfits(small: Make, inputs: VideoText, targets: MomentTargets) -> None:
+    model = small().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for _ in range(220):
+        optimizer.zero_grad()
+        losses = model.loss(inputs, targets)
+        losses.total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    assert losses.terms["l1"] < 0.1
+    found = model.eval().predict(inputs)
+    for sample, count in ((0, 2), (1, 1)):
+        sure = found.scores[sample] > 0.5
+        overlap = iou(found.spans[sample][sure][:, None], to_corners(targets.spans.boxes[sample, :count])[None])[0]
+        assert overlap.max(0).values.min() > 0.8  # every moment is found
+        assert overlap.max(1).values.min() > 0.8  # and nothing else
+    assert found.scores[2].max() < 0.5  # the query that is not in its video
+    assert targets.saliency is not None
+    better = found.saliency[:2].gather(1, targets.saliency.positive[:2])
+    worse = found.saliency[:2].gather(1, targets.saliency.negative[:2])
+    assert (better > worse + 0.15).all()  # the margin is 0.2
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({}, {}),
+        ({"strides": (1, 2), "num_convolutions": 1, "num_linear": 2, "kernel": 5, "dummy_layers": 1}, {}),
+        ({"text_positions": 7, "score": 0.0}, {"use_txt_pos": True, "label_loss_coef": 0.0}),
+    ],
+)
+def test_round_trip(ours: dict, theirs: dict, inputs: VideoText) -> None:
+    model = build(make_config("flashvtg", official_batch_faults=True, **SMALL, **ours)).eval()
+    state = LAYOUTS["flashvtg"].to_official(model.state_dict())
+    converted = convert_state(state, {**OPTIONS, "lw_cls": 3.0, **theirs})
+    twin: Any = converted.model()
+    assert (converted.about["system"], twin.criterion.class_) == ("flashvtg", 3.0)
+    assert twin.score_weight == ours.get("score", 4.0)
+    assert all(twin.state_dict()[name].equal(value) for name, value in model.state_dict().items())
+    assert torch.equal(twin.predict(inputs).spans, model.predict(inputs).spans)
+
+
+def test_a_missing_tensor_is_named() -> None:
+    state = LAYOUTS["flashvtg"].to_official(build(make_config("flashvtg", **SMALL)).state_dict())
+    state.pop("x")
+    with pytest.raises(BadCheckpoint, match="lacks 'x'"):
+        convert_state(state, OPTIONS)
