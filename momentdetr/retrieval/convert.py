@@ -13,7 +13,7 @@ from torch import Tensor
 from momentdetr.errors import BadCheckpoint
 from momentdetr.features.spec import FeatureSpec, Preprocessing, Stream
 from momentdetr.pickled import plain_options, read_checkpoint
-from momentdetr.retrieval.convert_family import FAMILY, family_of
+from momentdetr.retrieval.convert_family import FAMILY, common_names, family_of
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.official_layout import is_conditional, to_ours
 from momentdetr.retrieval.presets import build
@@ -76,6 +76,7 @@ def convert_state(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> Co
     Raises:
         BadCheckpoint: an unknown system, a missing or left-over tensor, a wrong shape, or NaN.
     """
+    state = common_names(state)
     config = _config(state, options)
     model = build(config)
     ours = to_ours(state, model.state_dict().keys())

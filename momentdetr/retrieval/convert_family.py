@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,11 +37,33 @@ def tr_detr(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str
     }
 
 
+def uvcom(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "num_topics": state["transformer.txt_mu"].shape[0],
+        "num_clusters": state["transformer.vid_mu"].shape[0],
+        "cluster_iterations": options.get("em_iter", 5),
+        "slot_size": state["transformer.processer_for_tgt.mlp.layers.0.bias"].shape[0],
+        "likeness_size": state["transformer.sim_vid.layers.0.bias"].shape[0],
+        "similarity": options.get("sim_loss_coef", 1.0),
+        "hard_negatives_from": options.get("neg_choose_epoch", 80),
+        # Lighthouse swapped the arguments of torch.linalg.solve, and its weights were trained with that.
+        "inverted_walk": "v_feat_types" not in options,
+        "moments": options.get("dset_name") != "tvsum" or "v_feat_types" in options,
+    }
+
+
 # preset: a tensor that only its checkpoints have, and its options.
 FAMILY: dict[str, tuple[str, Options]] = {
     "cg_detr": ("dummy_rep_token", cg_detr),
+    "uvcom": ("transformer.vid_mu", uvcom),
     "tr_detr": ("fuser.cq_attention.w4C", tr_detr),
 }
+
+
+def common_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """UVCOM's state dict under the names that the rest of the family has for the same parts; others as they are."""
+    renamed = {name.replace("CIM.GKA_Module.", "transformer.encoder."): tensor for name, tensor in state.items()}
+    return {re.sub(r"^CIM\.", "transformer.", name): tensor for name, tensor in renamed.items()}
 
 
 def family_of(state: Mapping[str, Tensor]) -> str | None:

@@ -75,17 +75,30 @@ class MomentRetriever(nn.Module):
 
     def forward(self, inputs: VideoText) -> MomentOutput:
         encoding = self.encoder(inputs)
-        output = self.head(encoding.memory)
+        output = self.detect(encoding)
         if self.feedback is not None:
             encoding = self.feedback(encoding, output, inputs.video_mask)
         return MomentOutput(output, encoding, inputs.video_mask)
+
+    def detect(self, encoding: Encoding) -> Output:
+        """Moments of what the encoder gave; from the encoder's own queries, where it offers some."""
+        if encoding.queries is None:
+            return self.head(encoding.memory)
+        return self.head.decoder(encoding.queries, encoding.memory)
+
+    def at_epoch(self, epoch: int) -> None:
+        """From which epoch the next batch is, for encoders that want to know."""
+        tell = getattr(self.encoder, "at_epoch", None)
+        if tell is not None:
+            tell(epoch)
 
     def loss(self, inputs: VideoText, targets: MomentTargets, epoch: int = 0) -> Losses:
         """Run the model on a batch and judge it.
 
         Args:
-            epoch: for losses that start late; none of the present models has one.
+            epoch: for losses that start late.
         """
+        self.at_epoch(epoch)
         return self.judge(self(inputs), targets)
 
     def judge(self, output: MomentOutput, targets: MomentTargets) -> Losses:

@@ -25,6 +25,7 @@ from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.presence import Presence
 from momentdetr.retrieval.presets_cg_detr import cg_detr
 from momentdetr.retrieval.presets_tr_detr import tr_detr
+from momentdetr.retrieval.presets_uvcom import uvcom
 from momentdetr.retrieval.projection import LearnedTextPositions
 from momentdetr.retrieval.stacks import (
     LossWeights,
@@ -137,6 +138,7 @@ PRESETS: dict[str, Callable[..., MomentRetriever]] = {
     "qd_detr": qd_detr,
     "cg_detr": cg_detr,
     "tr_detr": tr_detr,
+    "uvcom": uvcom,
 }
 
 

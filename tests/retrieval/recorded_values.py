@@ -61,6 +61,17 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "tr_detr": {"preset": "tr_detr"},
     "tr_detr_official": {"preset": "tr_detr", "official_batch_faults": True, "text_positions": 6},
+    "uvcom": {"preset": "uvcom", "num_clusters": 4, "likeness_size": 12, "slot_size": 12},
+    "uvcom_official": {
+        "preset": "uvcom",
+        "num_clusters": 4,
+        "likeness_size": 12,
+        "slot_size": 12,
+        "hard_negatives_from": 0,
+        "inverted_walk": False,
+        "official_batch_faults": True,
+        "text_positions": 6,
+    },
     "qd_detr_deep": {"preset": "qd_detr", "sizes": {"decoder_layers": 3, "input_layers": 1}},
 }
 

@@ -127,6 +127,7 @@ def test_a_batch_without_any_target_trains(preset: str, make: Make, inputs: Vide
         ("qd_detr", {"text_positions": 5, "alignment_size": 8}),
         ("cg_detr", {"text_positions": 5, "num_dummies": 3, "chosen_prompts": 10}),
         ("tr_detr", {"text_positions": 5}),
+        ("uvcom", {"text_positions": 5, "cluster_iterations": 1, "likeness_size": 16, "slot_size": 16}),
     ],
 )
 def test_every_parameter_learns(
@@ -138,7 +139,8 @@ def test_every_parameter_learns(
             parameter.add_(0.2 * torch.randn(parameter.shape))
     model.loss(inputs, targets).total.backward()
     silent = {name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-7}
-    assert all(SILENT.fullmatch(name) for name in silent), silent
+    allowed = ALSO_SILENT.get(preset)
+    assert all(SILENT.fullmatch(name) or (allowed and allowed.fullmatch(name)) for name in silent), silent
 
 
 # What cannot learn: what shifts all keys of a softmax or all scores of a hinge alike, and what the decoder's first
@@ -147,6 +149,10 @@ SILENT = re.compile(
     r".*\.key(_content|_position)?\.bias|encoder\.saliency(_clip)?\.bias|encoder\.text_positions\.norm\.bias"
     r"|head\.decoder\.layers\.0\.(self_attention\.((query|key).*|value\.weight)|norm_self\.weight)"
 )
+
+
+# UVCOM's slots all begin as the same sentence, so they share each clip equally and what tells them apart never matters.
+ALSO_SILENT = {"uvcom": re.compile(r"encoder\.slots\.(query|key|norm_slots)\..*")}
 
 
 @pytest.mark.parametrize(("options"), [{}, {"boundary_clips": 9}], ids=["regressed", "classified"])
@@ -160,6 +166,7 @@ def test_moment_detr_overfits(options: dict, make: Make, inputs: VideoText, targ
         "qd_detr",
         pytest.param("cg_detr", marks=pytest.mark.slow),
         "tr_detr",
+        pytest.param("uvcom", marks=pytest.mark.slow),
     ],
 )
 def test_descendants_overfit(preset: str, make: Make, inputs: VideoText, targets: MomentTargets) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from parity.check import System
-from parity.systems import cg_detr, co_detr, images, moments, tr_detr
+from parity.systems import cg_detr, co_detr, images, moments, tr_detr, uvcom
 
 SYSTEMS: tuple[System, ...] = (
     *moments.SYSTEMS,
     cg_detr.SYSTEM,
     tr_detr.SYSTEM,
+    uvcom.SYSTEM,
     *images.SYSTEMS,
     *co_detr.SYSTEMS,
 )
