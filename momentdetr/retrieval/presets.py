@@ -24,6 +24,7 @@ from momentdetr.retrieval.encoders.qd_detr import QdDetrEncoder, TextToVideoLaye
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.presence import Presence
 from momentdetr.retrieval.presets_cg_detr import cg_detr
+from momentdetr.retrieval.presets_eatr import eatr
 from momentdetr.retrieval.presets_tr_detr import tr_detr
 from momentdetr.retrieval.presets_uvcom import uvcom
 from momentdetr.retrieval.projection import LearnedTextPositions
@@ -139,6 +140,7 @@ PRESETS: dict[str, Callable[..., MomentRetriever]] = {
     "cg_detr": cg_detr,
     "tr_detr": tr_detr,
     "uvcom": uvcom,
+    "eatr": eatr,
 }
 
 

@@ -72,6 +72,8 @@ CASES: dict[str, dict[str, Any]] = {
         "official_batch_faults": True,
         "text_positions": 6,
     },
+    "eatr": {"preset": "eatr", "sizes": {"decoder_layers": 3}},
+    "eatr_official": {"preset": "eatr", "official_batch_faults": True, "text_positions": 6},
     "qd_detr_deep": {"preset": "qd_detr", "sizes": {"decoder_layers": 3, "input_layers": 1}},
 }
 

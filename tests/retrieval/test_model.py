@@ -127,6 +127,7 @@ def test_a_batch_without_any_target_trains(preset: str, make: Make, inputs: Vide
         ("qd_detr", {"text_positions": 5, "alignment_size": 8}),
         ("cg_detr", {"text_positions": 5, "num_dummies": 3, "chosen_prompts": 10}),
         ("tr_detr", {"text_positions": 5}),
+        ("eatr", {"text_positions": 5}),
         ("uvcom", {"text_positions": 5, "cluster_iterations": 1, "likeness_size": 16, "slot_size": 16}),
     ],
 )
@@ -152,7 +153,13 @@ SILENT = re.compile(
 
 
 # UVCOM's slots all begin as the same sentence, so they share each clip equally and what tells them apart never matters.
-ALSO_SILENT = {"uvcom": re.compile(r"encoder\.slots\.(query|key|norm_slots)\..*")}
+# EaTR's gate reads one summary of the text, whatever the query; and what shifts all slots alike tells none apart.
+ALSO_SILENT = {
+    "uvcom": re.compile(r"encoder\.slots\.(query|key|norm_slots)\..*"),
+    "eatr": re.compile(
+        r"encoder\.slots\.(query|norm_slots)\.bias|head\.decoder\.layers\.0\.gate_cross\.(query|key)\..*"
+    ),
+}
 
 
 @pytest.mark.parametrize(("options"), [{}, {"boundary_clips": 9}], ids=["regressed", "classified"])
@@ -161,16 +168,17 @@ def test_moment_detr_overfits(options: dict, make: Make, inputs: VideoText, targ
 
 
 @pytest.mark.parametrize(
-    "preset",
+    ("preset", "options"),
     [
-        "qd_detr",
-        pytest.param("cg_detr", marks=pytest.mark.slow),
-        "tr_detr",
-        pytest.param("uvcom", marks=pytest.mark.slow),
+        ("qd_detr", {}),
+        pytest.param("cg_detr", {"num_dummies": 3}, marks=pytest.mark.slow),
+        ("tr_detr", {}),
+        pytest.param("uvcom", {"num_clusters": 4, "likeness_size": 16, "slot_size": 16}, marks=pytest.mark.slow),
+        ("eatr", {}),
     ],
 )
-def test_descendants_overfit(preset: str, make: Make, inputs: VideoText, targets: MomentTargets) -> None:
-    overfits(make(preset), inputs, targets)
+def test_descendants_overfit(preset: str, options: dict, make: Make, inputs: VideoText, targets: MomentTargets) -> None:
+    overfits(make(preset, **options), inputs, targets)
 
 
 def overfits(model: MomentRetriever, inputs: VideoText, targets: MomentTargets, classified: bool = False) -> None:

@@ -42,6 +42,9 @@ TERMS = {
     "clip_text": "CTC",
     # UVCOM
     "similarity": "loss_sim",
+    # EaTR
+    "event_span": "loss_event_span",
+    "event_giou": "loss_event_giou",
 }
 REPOSITORIES = ("moment_detr", "QD-DETR", "lighthouse", "")  # "": full-size manifests do not say
 PINS = ("*",)  # sine positions are float32 in the official models whatever their precision, and everything reads them
