@@ -47,6 +47,26 @@ class DummyAttention(nn.Module):
         return self.out((kept @ value).transpose(1, 2).flatten(-2)), weights.mean(1)
 
 
+class DropPath(nn.Module):
+    """Drop a whole branch of a sample (Huang et al., 2016); CG-DETR's layers do this instead of dropping numbers.
+
+    Args:
+        probability: that a sample's branch is dropped in training.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...), kept samples scaled up so that the mean stays."""
+        if not self.training or self.probability == 0:
+            return branch
+        kept = 1 - self.probability
+        shape = (len(branch), *(1,) * (branch.dim() - 1))
+        return branch * torch.bernoulli(branch.new_full(shape, kept)) / kept
+
+
 class DummyFusionLayer(nn.Module):
     """Clips attend to dummies and words, then a feed-forward network; each with a residual, the second with a norm.
 
@@ -54,7 +74,7 @@ class DummyFusionLayer(nn.Module):
         attention: queries are clips.
         feed_forward: (B, T, C) -> (B, T, C).
         width: C.
-        dropout: of both branches.
+        dropout: probability that a sample's branch is dropped, see `DropPath`.
         official_batch_faults: repeat the mask head by head instead of sample by sample, see `QdDetrEncoder`.
     """
 
@@ -70,7 +90,7 @@ class DummyFusionLayer(nn.Module):
         super().__init__()
         self.attention, self.feed_forward = attention, feed_forward
         self.norm_attention, self.norm_feed_forward = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout, self.official_batch_faults = nn.Dropout(dropout), official_batch_faults
+        self.dropout, self.official_batch_faults = DropPath(dropout), official_batch_faults
 
     def forward(
         self,
