@@ -13,7 +13,7 @@ from torch import Tensor
 from momentdetr.errors import BadCheckpoint
 from momentdetr.features.spec import FeatureSpec, Preprocessing, Stream
 from momentdetr.pickled import plain_options, read_checkpoint
-from momentdetr.retrieval.convert_family import FAMILY, family_of
+from momentdetr.retrieval.convert_family import FAMILY, common_names, family_of
 from momentdetr.retrieval.layouts.table import layout_of
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.official_layout import is_conditional, to_ours
@@ -79,6 +79,7 @@ def convert_state(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> Co
     """
     layout = layout_of(state)
     if layout is None:
+        state = common_names(state)
         config = _config(state, options)
         model = build(config)
         ours = to_ours(state, model.state_dict().keys())

@@ -80,15 +80,24 @@ class MomentRetriever(nn.Module):
         return MomentOutput(output, encoding, inputs.video_mask)
 
     def detect(self, encoding: Encoding) -> Output:
-        """Moments of what the encoder gave."""
-        return self.head(encoding.memory)
+        """Moments of what the encoder gave; from the encoder's own queries, where it offers some."""
+        if encoding.queries is None:
+            return self.head(encoding.memory)
+        return self.head.decoder(encoding.queries, encoding.memory)  # type: ignore[operator]
+
+    def at_epoch(self, epoch: int) -> None:
+        """From which epoch the next batch is, for encoders that want to know."""
+        tell = getattr(self.encoder, "at_epoch", None)
+        if tell is not None:
+            tell(epoch)
 
     def loss(self, inputs: VideoText, targets: MomentTargets, epoch: int = 0) -> Losses:
         """Run the model on a batch and judge it.
 
         Args:
-            epoch: for losses that start late; none of the present models has one.
+            epoch: for losses that start late.
         """
+        self.at_epoch(epoch)
         return self.judge(self(inputs), targets)
 
     def judge(self, output: MomentOutput, targets: MomentTargets) -> Losses:

@@ -23,6 +23,8 @@ _LAYERS = (
     (r"encoder\.dummy_encoder\.layers", "txtproj_encoder.layers"),
     (r"encoder\.sentence_encoder\.layers", "scls_encoder.layers"),
     (r"encoder\.moment_encoder\.layers", "transformer.mcls_encoder.layers"),
+    # UVCOM
+    (r"encoder\.words_fusion", "transformer.v2t_encoder.layers"),
 )
 
 # And everything else: (pattern of our name, official name); the first that matches counts.
@@ -63,12 +65,28 @@ _COMMON: list[tuple[str, str]] = [
     (r"encoder\.mixer\.pool_weight", r"fuser.cq_concat.weighted_pool.weight"),
     (r"encoder\.mixer\.summed\.(.*)", r"fuser.cq_concat.conv1d.conv1d.\1"),
     (r"encoder\.gru\.(.*)", r"gru_extractor.gru.\1"),
+    # EaTR, under the names of `convert_family.common_names`
+    (r"encoder\.first_slots", r"query_embed.weight"),
+    (r"encoder\.event_spans\.(.*)", r"event_span_embed.\1"),
+    (r"encoder\.event_norm\.(.*)", r"transformer.decoder.event_norm.\1"),
+    # UVCOM, under the names of `convert_family.common_names`
+    (r"encoder\.sentence\.(.*)", r"transformer.feature_proj.\1"),
+    (r"encoder\.local\.(.*)", r"transformer.conv_local.\1"),
+    (r"encoder\.text_centres", r"transformer.txt_mu"),
+    (r"encoder\.video_centres", r"transformer.vid_mu"),
+    (r"encoder\.video_likeness\.(.*)", r"transformer.sim_vid.\1"),
+    (r"encoder\.text_likeness\.(.*)", r"transformer.sim_txt.\1"),
+    (r"encoder\.anchors", r"query_embed.weight"),
+    (r"encoder\.query_content", r"transformer.decoder.span_embed.weight"),
+    (r"encoder\.slots\.(norm_.*|mlp\..*)", r"transformer.processer_for_tgt.\1"),
+    (r"encoder\.slots\.(q|k|v)(?:uery|ey|alue)\.(.*)", r"transformer.processer_for_tgt.project_\1.\2"),
 ]
 
 # Official tensors that no computation of ours (or of the official model, as configured) reads.
 UNUSED = {
     r"txt_position_embed\..*": "word positions, created but not used unless use_txt_pos",
     r"contrastive_align_projection_(query|txt|vid)\..*": "contrastive alignment, not used or only for logging",
+    r"global_rep_token": "UVCOM overwrites it",
     r"txt_proj_linear\..*": "a projection of words that CG-DETR creates and does not use",
 }
 
@@ -84,6 +102,10 @@ def official_name(ours: str, conditional: bool) -> Place:
         found = re.fullmatch(rf"{prefix}\.(\d+)\.(.*)", ours)
         if found:
             decoder = official == "transformer.decoder.layers"
+            gate = re.fullmatch(r"gate_(cross|self)\.(.*)", found[2])  # EaTR
+            if gate:
+                name, third = layer_parameter(f"self_attention.{gate[2]}", "dense", decoder=False)
+                return f"{official}.{found[1]}.{name.replace('self_attn', f'gate_{gate[1]}_attn')}", third
             kind: Kind = "conditional" if decoder and conditional else "dense"
             name, third = layer_parameter(found[2], kind, decoder=decoder)
             return f"{official}.{found[1]}.{name}", third
@@ -125,7 +147,7 @@ def to_official(ours: Mapping[str, Tensor], conditional: bool) -> dict[str, Tens
 
 
 def is_conditional(official: Mapping[str, Tensor]) -> bool:
-    """Whether an official state dict has DAB-DETR's decoder: its queries are spans, not vectors of the model's width.
+    """Whether an official state dict has DAB-DETR's decoder: its queries are spans, or its layers tell.
 
     Raises:
         BadCheckpoint: the queries are neither, or there are none.
@@ -133,4 +155,4 @@ def is_conditional(official: Mapping[str, Tensor]) -> bool:
     queries = official.get("query_embed.weight")
     if queries is None:
         raise BadCheckpoint("this is not a checkpoint of Moment-DETR's family: it has no 'query_embed.weight'")
-    return queries.shape[-1] == 2
+    return queries.shape[-1] == 2 or "transformer.decoder.layers.0.ca_qcontent_proj.weight" in official

@@ -23,10 +23,12 @@ from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.presence import Presence
 from momentdetr.retrieval.presets_bam_detr import BAM_DETR_WEIGHTS, bam_detr
 from momentdetr.retrieval.presets_cg_detr import cg_detr
+from momentdetr.retrieval.presets_eatr import eatr
 from momentdetr.retrieval.presets_flashvtg import FLASHVTG_WEIGHTS, flashvtg
 from momentdetr.retrieval.presets_points import R2_TUNING_WEIGHTS, r2_tuning
 from momentdetr.retrieval.presets_taskweave import taskweave
 from momentdetr.retrieval.presets_tr_detr import tr_detr
+from momentdetr.retrieval.presets_uvcom import uvcom
 from momentdetr.retrieval.projection import LearnedTextPositions
 from momentdetr.retrieval.stacks import (
     LossWeights,
@@ -133,6 +135,8 @@ PRESETS: dict[str, Callable[..., MomentRetriever]] = {
     "bam_detr": bam_detr,
     "r2_tuning": r2_tuning,
     "flashvtg": flashvtg,
+    "uvcom": uvcom,
+    "eatr": eatr,
 }
 PUBLISHED_WEIGHTS: dict[str, dict[str, float]] = {
     "bam_detr": BAM_DETR_WEIGHTS,

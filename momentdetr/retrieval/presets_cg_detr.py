@@ -6,7 +6,9 @@ from dataclasses import replace
 
 from torch import nn
 
-from momentdetr.retrieval.encoders.cg_attention import DummyAttention, DummyFusionLayer, Prompts
+from momentdetr.detr.decoder import DecoderLayer
+from momentdetr.detr.encoder import EncoderLayer
+from momentdetr.retrieval.encoders.cg_attention import DropPath, DummyAttention, DummyFusionLayer, Prompts
 from momentdetr.retrieval.encoders.cg_detr import CgDetrEncoder
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.projection import LearnedTextPositions
@@ -73,7 +75,7 @@ def cg_detr(
         official_batch_faults=official_batch_faults,
     )
     positions = LearnedTextPositions(text_positions, sizes.width, sizes.input_dropout) if text_positions else None
-    return MomentRetriever(
+    model = MomentRetriever(
         encoder=CgDetrEncoder(
             video_projection=video,
             text_projection=text,
@@ -102,3 +104,12 @@ def cg_detr(
         },
         scores=foreground,
     )
+    _drop_paths(model, sizes.dropout)
+    return model
+
+
+def _drop_paths(model: nn.Module, probability: float) -> None:
+    """Drop whole branches of samples in the layers that CG-DETR has in common with others, as its code does."""
+    for module in model.modules():
+        if isinstance(module, EncoderLayer | DecoderLayer):
+            module.dropout = DropPath(probability)  # type: ignore[assignment]

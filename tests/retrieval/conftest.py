@@ -16,7 +16,7 @@ from momentdetr.retrieval.presets import build
 from momentdetr.retrieval.types import MomentTargets, SaliencyTargets, VideoText
 
 
-@pytest.fixture(params=["moment_detr", "qd_detr", "cg_detr", "tr_detr", "taskweave", "bam_detr"])
+@pytest.fixture(params=["moment_detr", "qd_detr", "cg_detr", "tr_detr", "uvcom", "eatr", "taskweave", "bam_detr"])
 def preset(request: pytest.FixtureRequest) -> str:
     return request.param
 

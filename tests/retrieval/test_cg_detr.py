@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from momentdetr.retrieval.encoders.cg_attention import DummyAttention, Prompts
+from momentdetr.retrieval.encoders.cg_attention import DropPath, DummyAttention, Prompts
 from momentdetr.retrieval.encoders.cg_losses import (
     attention_negative_loss,
     distillation_loss,
@@ -153,3 +153,17 @@ def test_official_batch_faults_do_depend_on_the_batch(make: Make, inputs: VideoT
 
 def test_tvsum_learns_saliency_only(make: Make, inputs: VideoText, targets: MomentTargets) -> None:
     assert set(make("cg_detr", moments=False).train().loss(inputs, targets).terms) == {"saliency"}
+
+
+def test_a_branch_is_dropped_for_a_whole_sample_and_in_training_only(make: Make) -> None:
+    torch.manual_seed(0)
+    drop = DropPath(0.25)
+    kept = drop.train()(torch.ones(2000, 3, 2))
+    assert torch.equal(kept, kept[:, :1, :1].expand_as(kept))
+    assert torch.equal(kept.unique(), torch.tensor([0, 1 / 0.75]))
+    assert kept.mean().item() == pytest.approx(1, abs=0.05)
+    assert torch.equal(drop.eval()(kept), kept)
+    model = make("cg_detr", sizes={"dropout": 0.1})
+    stacks = [model.encoder.fusion, model.encoder.encoder.layers, model.encoder.dummy_encoder.layers]
+    stacks.append(model.head.decoder.layers)
+    assert all(layer.dropout.probability == 0.1 for stack in stacks for layer in stack)

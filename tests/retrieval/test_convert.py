@@ -56,6 +56,8 @@ def official(preset: str, **options: Any) -> tuple[MomentRetriever, dict[str, to
         ("qd_detr", {"official_batch_faults": True, "moments": False}, {"dset_name": "tvsum"}),
         ("cg_detr", {"official_batch_faults": True, "num_dummies": 3, "chosen_prompts": 2}, {"num_prompts": 2}),
         ("tr_detr", {"official_batch_faults": True}, {}),
+        ("eatr", {"official_batch_faults": True, "sizes": {"decoder_layers": 3}}, {}),
+        ("uvcom", {"official_batch_faults": True, "num_clusters": 4, "slot_size": 12, "likeness_size": 20}, {}),
         ("cg_detr", {"official_batch_faults": True, "moments": False}, {"dset_name": "tvsum"}),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,10 +49,39 @@ class DummyAttention(nn.Module):
         return self.out((kept @ value).transpose(1, 2).flatten(-2)), weights.mean(1)
 
 
+class DropPath(nn.Module):
+    """Drop a whole branch of a sample (Huang et al., 2016); CG-DETR's layers do this instead of dropping numbers.
+
+    Args:
+        probability: that a sample's branch is dropped in training.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...), kept samples scaled up so that the mean stays."""
+        if not self.training or self.probability == 0:
+            return branch
+        kept = 1 - self.probability
+        shape = (len(branch), *(1,) * (branch.dim() - 1))
+        return branch * torch.bernoulli(branch.new_full(shape, kept)) / kept
+
+
 class DummyFusionLayer(TextToVideoLayer):
-    """QD-DETR's layer, with dummies before the words and a `DummyAttention`, whose weights are wanted, too."""
+    """QD-DETR's layer, with dummies before the words and a `DummyAttention`, whose weights are wanted, too.
+
+    Args:
+        dropout: probability that a sample's branch is dropped, see `DropPath`.
+        parts: as `TextToVideoLayer`'s.
+    """
 
     attention: DummyAttention
+
+    def __init__(self, *, dropout: float = 0.0, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.dropout = DropPath(dropout)
 
     def forward(  # type: ignore[override]
         self,

@@ -41,7 +41,8 @@ class TextToVideoLayer(nn.Module):
         super().__init__()
         self.attention, self.feed_forward = attention, feed_forward
         self.norm_attention, self.norm_feed_forward = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout, self.official_batch_faults = nn.Dropout(dropout), official_batch_faults
+        self.dropout: nn.Module = nn.Dropout(dropout)
+        self.official_batch_faults = official_batch_faults
 
     def forward(
         self, video: Tensor, text: Tensor, positions: Tensor, text_positions: Tensor, masks: tuple[Tensor, Tensor]

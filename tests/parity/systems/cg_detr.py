@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from momentdetr.retrieval.saliency import relevant_clips
 from momentdetr.retrieval.types import Encoding, MomentOutput, MomentTargets, VideoText
 
 
-def _evaluated(model: Any, inputs: VideoText, output: MomentOutput, targets: MomentTargets) -> Said:
+def _evaluated(
+    model: Any, inputs: VideoText, output: MomentOutput, targets: MomentTargets, leaves: Mapping[str, Tensor]
+) -> Said:
     encoding = output.encoding
     parts = encoding.extras | {"video_mask": inputs.video_mask}
     foreign = _foreign_parts(model, encoding, targets, inputs.video_mask)
@@ -62,7 +65,7 @@ def _pass(model: Any, parts: dict[str, Tensor], index: int) -> Said:
     again, twice = ("#1", ("#2", "#3")) if index else ("", ("", "#1"))
     # The official code adds the summary to the clips in place, so that the recorded tensor has it too.
     tokens = torch.cat([encoded.tokens[:, :1], memory.tokens], 1)
-    return decoded(model, memory, again) | {
+    return decoded(model, Encoding(memory, attention), again) | {
         f"hook.transformer{again}.2": memory.tokens,
         f"hook.transformer{again}.3": summary,
         f"hook.transformer{again}.4": attention,

@@ -14,16 +14,16 @@ from parity.check import Case, Run, System
 from parity.comparison import Reason
 from parity.material import DTYPES, Golden
 from parity.systems import moments
+from parity.systems.images import leaves_of
 from torch import Tensor
 from torch.func import functional_call
 
-from momentdetr.detr.types import Memory
 from momentdetr.retrieval.convert import convert_state
 from momentdetr.retrieval.model import MomentRetriever
-from momentdetr.retrieval.types import MomentOutput, MomentTargets, VideoText
+from momentdetr.retrieval.types import Encoding, MomentOutput, MomentTargets, VideoText
 
 Said = dict[str, Tensor]
-REPOSITORIES = ("CGDETR", "TR-DETR", "lighthouse", "")  # "": full-size manifests do not say
+REPOSITORIES = ("CGDETR", "TR-DETR", "UVCOM", "EaTR", "lighthouse", "")  # "": full-size manifests do not say
 
 
 @dataclass(frozen=True)
@@ -31,27 +31,27 @@ class Member:
     """What is recorded of a system beside every retriever's spans, logits and saliency.
 
     Args:
-        evaluated: (model, inputs, output, targets) -> what it says in evaluation, and what passes between its modules
-            under names that begin with "hook.".
+        evaluated: (model, inputs, output, targets, official weights) -> what it says in evaluation, and what passes
+            between its modules under names that begin with "hook.".
         trained: (model, output, targets) -> what it says in training.
-        case: (case, weights of the encoder's own terms) -> the case as the official code writes it.
+        case: (case, model, output, official weights) -> the case as the official code writes it.
     """
 
-    evaluated: Callable[[Any, VideoText, MomentOutput, MomentTargets], Said]
+    evaluated: Callable[[Any, VideoText, MomentOutput, MomentTargets, Mapping[str, Tensor]], Said]
     trained: Callable[[Any, MomentOutput, MomentTargets], Said] = lambda model, output, targets: {}
-    case: Callable[[Case, Mapping[str, float]], Case] = lambda case, weights: case
+    case: Callable[[Case, Any, MomentOutput, Mapping[str, Tensor]], Case] = lambda case, model, output, leaves: case
 
 
 def run_member(member: Member, golden: Golden, dtype: str) -> Run:
     """Evaluate and train on the golden inputs, through the converter."""
-    leaves = {name: tensor.to(DTYPES[dtype]).requires_grad_() for name, tensor in golden.state.items()}
+    leaves = leaves_of(golden, DTYPES[dtype])
     conversion = convert_state(leaves, golden.args)
     model = conversion.model().to(DTYPES[dtype])
     inputs = moments.inputs_of(golden.inputs, DTYPES[dtype])
     targets = targets_of(golden, inputs)
     with torch.no_grad():
         output = model.eval()(inputs)
-        outputs = _named("eval", said(model, output) | member.evaluated(model, inputs, output, targets))
+        outputs = _named("eval", said(model, output) | member.evaluated(model, inputs, output, targets, leaves))
         outputs |= _named("eval_b1", said(model, model(moments._first_alone(inputs))))
     cases = {}
     weights = {f"model.{key}": value for key, value in conversion.state.items()}
@@ -60,7 +60,7 @@ def run_member(member: Member, golden: Golden, dtype: str) -> Run:
         output, losses = functional_call(step, weights, (inputs, targets, case.get("epoch", 0)), strict=True)
         with torch.no_grad():
             outputs |= _named(f"train_{name}", said(model, output) | member.trained(model, output, targets))
-        cases[name] = member.case(moments._case(output, losses, targets, leaves), model.weights)
+        cases[name] = member.case(moments._case(output, losses, targets, leaves), model, output, leaves)
     return Run(outputs, cases, moments._answers(model.eval(), inputs))
 
 
@@ -88,11 +88,11 @@ def said(model: MomentRetriever, output: MomentOutput) -> Said:
     return found
 
 
-def decoded(model: MomentRetriever, memory: Memory, again: str = "") -> Said:
-    """What the official transformer and its decoder give back of a memory."""
-    output = model.head(memory)
+def decoded(model: MomentRetriever, encoding: Encoding, again: str = "", name: str = "transformer") -> Said:
+    """What the official transformer and its decoder give back."""
+    output = model.detect(encoding)
     pair = {"0": output.hidden, "1": torch.stack(output.references)}
-    return _named(f"hook.transformer.decoder{again}", pair) | _named(f"hook.transformer{again}", pair)
+    return _named(f"hook.{name}.decoder{again}", pair) | _named(f"hook.{name}{again}", pair)
 
 
 def projected(model: MomentRetriever, inputs: VideoText, output: MomentOutput) -> Said:

@@ -40,6 +40,11 @@ TERMS = {
     # TR-DETR
     "video_text": "VTC",
     "clip_text": "CTC",
+    # UVCOM
+    "similarity": "loss_sim",
+    # EaTR
+    "event_span": "loss_event_span",
+    "event_giou": "loss_event_giou",
 }
 REPOSITORIES = ("moment_detr", "QD-DETR", "lighthouse", "")  # "": full-size manifests do not say
 PINS = ("*",)  # sine positions are float32 in the official models whatever their precision, and everything reads them
@@ -75,6 +80,7 @@ class _Step(nn.Module):
         self.model = model
 
     def forward(self, inputs: VideoText, targets: MomentTargets, epoch: int) -> tuple[MomentOutput, Losses]:
+        self.model.at_epoch(epoch)
         output = self.model(inputs)
         return output, self.model.judge(output, targets)
 

@@ -10,6 +10,7 @@ import torch
 from parity.check import Case
 from parity.systems.family import Member, Said, decoded, projected, system
 from parity.systems.moments import _listening
+from torch import Tensor
 
 from momentdetr.retrieval.types import MomentOutput, MomentTargets, VideoText
 
@@ -17,7 +18,9 @@ APART = ("VTC", "CTC")
 """Terms that the official training script adds to the criterion's, so that they are recorded beside those."""
 
 
-def _evaluated(model: Any, inputs: VideoText, output: MomentOutput, targets: MomentTargets) -> Said:
+def _evaluated(
+    model: Any, inputs: VideoText, output: MomentOutput, targets: MomentTargets, leaves: Mapping[str, Tensor]
+) -> Said:
     encoder = model.encoder
     parts = {"mixer": encoder.mixer, "fusion": encoder.fusion[-1], "encoder": encoder.encoder}
     with _listening(parts) as seen:
@@ -36,7 +39,7 @@ def _evaluated(model: Any, inputs: VideoText, output: MomentOutput, targets: Mom
         "hook.transformer.encoder#1": second.transpose(0, 1),
         "hook.transformer.t2v_encoder": torch.cat([seen["fusion"][0], encoding.text], 1).transpose(0, 1),
     }
-    return hooks | projected(model, inputs, output) | decoded(model, encoding.memory) | _trained(model, output, targets)
+    return hooks | projected(model, inputs, output) | decoded(model, encoding) | _trained(model, output, targets)
 
 
 def _trained(model: Any, output: MomentOutput, targets: MomentTargets) -> Said:
@@ -50,8 +53,8 @@ def _trained(model: Any, output: MomentOutput, targets: MomentTargets) -> Said:
     }
 
 
-def _case(case: Case, weights: Mapping[str, float]) -> Case:
-    added = weights["video_text"] * case.losses["VTC"] + weights["clip_text"] * case.losses["CTC"]
+def _case(case: Case, model: Any, output: MomentOutput, leaves: Mapping[str, Tensor]) -> Case:
+    added = model.weights["video_text"] * case.losses["VTC"] + model.weights["clip_text"] * case.losses["CTC"]
     extra = {name: case.losses[name] for name in APART} | {"criterion_sum": case.weighted_sum - added}
     return replace(case, losses={k: v for k, v in case.losses.items() if k not in APART}, extra=extra)
 
