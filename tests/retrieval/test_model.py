@@ -125,9 +125,9 @@ def test_a_batch_without_any_target_trains(preset: str, make: Make, inputs: Vide
         ("moment_detr", {"pre_norm": True, "text_positions": 5, "boundary_clips": 9, "alignment_size": 8}),
         ("qd_detr", {}),
         ("qd_detr", {"text_positions": 5, "alignment_size": 8}),
-        ("cg_detr", {"text_positions": 5, "num_dummies": 3, "chosen_prompts": 10}),
-        ("tr_detr", {"text_positions": 5}),
-        ("eatr", {"text_positions": 5}),
+        ("cg_detr", {"text_positions": 5, "num_dummies": 3, "chosen_prompts": 10, "alignment_size": 8}),
+        ("tr_detr", {"text_positions": 5, "alignment_size": 8}),
+        ("eatr", {"text_positions": 5, "alignment_size": 8}),
         ("uvcom", {"text_positions": 5, "cluster_iterations": 1, "likeness_size": 16, "slot_size": 16}),
     ],
 )
