@@ -28,6 +28,7 @@ def cg_detr(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str
         "distillation": options.get("lw_distill", 1.0),
         "attention": options.get("lw_wattn", 1.0),
         "foreign_pairs": not str(options.get("dset_name", "")).startswith("youtube"),
+        "cut_videos": options.get("dset_name", "hl") in ("hl", "qvhighlight"),
         "moments": options.get("dset_name") not in ("tvsum", "youtube_uni") or "v_feat_types" in options,
     }
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from momentdetr.detr.decoder import DecoderLayer
 from momentdetr.detr.encoder import EncoderLayer
+from momentdetr.retrieval.align import ContrastiveAlignment
 from momentdetr.retrieval.encoders.cg_attention import DropPath, DummyAttention, DummyFusionLayer, Prompts
 from momentdetr.retrieval.encoders.cg_detr import CgDetrEncoder
 from momentdetr.retrieval.model import MomentRetriever
@@ -41,7 +42,10 @@ def cg_detr(
     distillation: float = 1.0,
     attention: float = 1.0,
     foreign_pairs: bool = True,
+    cut_videos: bool = True,
     text_positions: int = 0,
+    alignment_size: int = 0,
+    temperature: float = 0.07,
     moments: bool = True,
     official_batch_faults: bool = False,
 ) -> MomentRetriever:
@@ -59,7 +63,10 @@ def cg_detr(
         distillation: weight of attention as moments see words, and of the dummies' difference.
         attention: weight of attention as saliency, within the saliency term.
         foreign_pairs: see `CgDetrEncoder`.
+        cut_videos: see `CgDetrEncoder`.
         text_positions: number of learned word positions; 0: words have none, as published.
+        alignment_size: size of the space of a contrastive alignment; 0: none, as published.
+        temperature: of the alignment.
         moments: learn moments; False for data that has saliency only (TVSum).
         official_batch_faults: see `CgDetrEncoder`; for official checkpoints only.
     """
@@ -91,6 +98,7 @@ def cg_detr(
             saliency_margin=weights.saliency_margin,
             attention_weight=attention,
             foreign_pairs=foreign_pairs,
+            cut_videos=cut_videos,
             moments=moments,
             official_batch_faults=official_batch_faults,
         ),
@@ -98,11 +106,13 @@ def cg_detr(
         criterion=moment_criterion(weights) if moments else None,
         weights={
             "saliency": weights.saliency,
+            "align": weights.align,
             "ms_align": alignment,
             "distill": distillation,
             "orthogonal": distillation,
         },
         scores=foreground,
+        align=ContrastiveAlignment(sizes.width, alignment_size, temperature) if alignment_size else None,
     )
     _drop_paths(model, sizes.dropout)
     return model

@@ -10,6 +10,7 @@ from momentdetr.detr.initialization import init_transformer, zero_last_layer
 from momentdetr.detr.mlp import MLP
 from momentdetr.detr.model import Detr
 from momentdetr.detr.parametrization import CenterSize
+from momentdetr.retrieval.align import ContrastiveAlignment
 from momentdetr.retrieval.encoders.eatr import EatrEncoder, event_matcher
 from momentdetr.retrieval.encoders.eatr_decoder import EventDecoder, GatedDecoderLayer, ScaledGuide
 from momentdetr.retrieval.encoders.slots import SlotAttention
@@ -33,6 +34,8 @@ def eatr(
     slot_iterations: int = 3,
     events: float = 3.0,
     text_positions: int = 0,
+    alignment_size: int = 0,
+    temperature: float = 0.07,
     official_batch_faults: bool = False,
 ) -> MomentRetriever:
     """EaTR (Jang et al., 2023, arXiv 2308.06947); its official model has 3 encoder and 3 decoder layers.
@@ -41,6 +44,8 @@ def eatr(
         slot_iterations: in which events are found.
         events: weight of the pseudo events, times the weights of the spans' terms.
         text_positions: number of learned word positions; 0: words have none, as published.
+        alignment_size: size of the space of a contrastive alignment; 0: none, as published.
+        temperature: of the alignment.
         official_batch_faults: see `EatrEncoder`; for official checkpoints only.
     """
     if weights.indicator:
@@ -55,7 +60,7 @@ def eatr(
         text_projection=text,
         encoder=encoder(sizes),
         slots=slots,
-        event_matcher=event_matcher(weights.cost_l1, weights.cost_giou),
+        event_matcher=event_matcher(weights.cost_l1, weights.cost_giou, signed=official_batch_faults),
         width=sizes.width,
         num_queries=sizes.num_queries,
         text_positions=LearnedTextPositions(text_positions, sizes.width, sizes.input_dropout)
@@ -71,10 +76,12 @@ def eatr(
         criterion=moment_criterion(weights),
         weights={
             "saliency": weights.saliency,
+            "align": weights.align,
             "event_span": events * weights.l1,
             "event_giou": events * weights.giou,
         },
         scores=foreground,
+        align=ContrastiveAlignment(sizes.width, alignment_size, temperature) if alignment_size else None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from momentdetr.detr.losses import Criterion
+from momentdetr.retrieval.align import ContrastiveAlignment
 from momentdetr.retrieval.encoders.qd_detr import TextToVideoLayer
 from momentdetr.retrieval.encoders.tr_detr import TrDetrEncoder
 from momentdetr.retrieval.encoders.tr_losses import two_class_focal
@@ -30,6 +31,8 @@ def tr_detr(
     video_text: float = 0.3,
     clip_text: float = 0.5,
     text_positions: int = 0,
+    alignment_size: int = 0,
+    temperature: float = 0.07,
     moments: bool = True,
     official_batch_faults: bool = False,
 ) -> MomentRetriever:
@@ -39,6 +42,8 @@ def tr_detr(
         video_text: weight of videos against texts.
         clip_text: weight of clips against texts.
         text_positions: number of learned word positions; 0: words have none, as published.
+        alignment_size: size of the space of a contrastive alignment; 0: none, as published.
+        temperature: of the alignment.
         moments: learn moments; False for data that has saliency only (TVSum).
         official_batch_faults: see `TrDetrEncoder`; for official checkpoints only.
     """
@@ -63,8 +68,14 @@ def tr_detr(
         encoder=own,
         head=anchor_head(sizes),
         criterion=_criterion(weights) if moments else None,
-        weights={"saliency": weights.saliency, "video_text": video_text, "clip_text": clip_text},
+        weights={
+            "saliency": weights.saliency,
+            "align": weights.align,
+            "video_text": video_text,
+            "clip_text": clip_text,
+        },
         scores=foreground,
+        align=ContrastiveAlignment(sizes.width, alignment_size, temperature) if alignment_size else None,
         feedback=own.refine,
     )
 

@@ -71,6 +71,7 @@ def test_the_summary_is_the_mean_and_the_best_prompts() -> None:
 def test_neighbours_of_the_same_video_are_no_negatives() -> None:
     names = ["a_b_60.0_210.0", "a_b_210.0_360.0", "c_60.0_210.0", "a_b_0.0_150.0"]
     assert has_foreign_neighbour(names, 4).tolist() == [False, True, True, False]
+    assert has_foreign_neighbour(names, 4, cut=False).tolist() == [True] * 4
     assert has_foreign_neighbour(None, 3).tolist() == [True] * 3
     assert has_foreign_neighbour(["one"], 1).tolist() == has_foreign_neighbour(None, 1).tolist() == [False]
     assert [source_of(name) for name in ("3MSZA.mp4", "s17_d69", "x_1_y")] == ["3MSZA.mp4", "s17_d69", "x_1_y"]

@@ -10,11 +10,12 @@ from itertools import pairwise
 import pytest
 import torch
 
+from momentdetr.detr.boxes import giou
 from momentdetr.detr.types import Memory
 from momentdetr.errors import BadCheckpoint
 from momentdetr.retrieval.convert import convert_state
 from momentdetr.retrieval.encoders.eatr_decoder import EventQueries
-from momentdetr.retrieval.encoders.events import event_targets, pseudo_events
+from momentdetr.retrieval.encoders.events import event_targets, pseudo_events, signed_giou
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.official_layout import to_official
 from momentdetr.retrieval.types import MomentTargets, VideoText
@@ -74,6 +75,14 @@ def test_the_official_code_gives_odd_batches_an_event_of_negative_width() -> Non
     assert wrong[1][0, 1] < 0
     even = pseudo_events(video[:2], mask[:2], official_batch_faults=True)
     assert all(torch.equal(a, b) for a, b in zip(even, right[:2], strict=True))
+
+
+def test_a_negative_width_counts_as_a_negative_length() -> None:
+    first, second = torch.tensor([0.1, 0.6]), torch.tensor([[0.4, 0.8], [0.9, 0.2]])
+    # Usual: overlap 0.2, union 0.7, hull 0.7. Reversed: no overlap, lengths 0.5 - 0.7, hull from 0.1 to 0.6.
+    expected = torch.tensor([0.2 / 0.7, 0 - (0.5 + 0.2) / 0.5])
+    torch.testing.assert_close(signed_giou(first, second), expected)
+    torch.testing.assert_close(signed_giou(first, second)[0], giou(first, second[0]))
 
 
 def test_targets_of_events_are_padded() -> None:

@@ -44,6 +44,8 @@ class CgDetrEncoder(nn.Module):
         saliency_margin: of the hinge losses.
         attention_weight: of the losses of attention within the saliency term.
         foreign_pairs: whether clips must not answer another video's query (not on YouTube Highlights).
+        cut_videos: whether names of samples tell which video they were cut from, as in QVHighlights; two samples of the
+            same video are not foreign to each other.
         moments: learn moments; False for data that has saliency only, which then is the only loss.
         official_batch_faults: reproduce faults of the official code; only its checkpoints want them. Its mask of words
             is repeated head by head instead of sample by sample, so that a sample's answer depends on its batch; its
@@ -68,6 +70,7 @@ class CgDetrEncoder(nn.Module):
         saliency_margin: float = 0.2,
         attention_weight: float = 1.0,
         foreign_pairs: bool = True,
+        cut_videos: bool = True,
         moments: bool = True,
         official_batch_faults: bool = False,
     ) -> None:
@@ -85,7 +88,7 @@ class CgDetrEncoder(nn.Module):
         nn.init.normal_(self.token_types.weight, std=0.02)
         self.num_dummies, self.width, self.saliency_margin = num_dummies, width, saliency_margin
         self.attention_weight, self.foreign_pairs, self.moments = attention_weight, foreign_pairs, moments
-        self.official_batch_faults = official_batch_faults
+        self.cut_videos, self.official_batch_faults = cut_videos, official_batch_faults
 
     def forward(self, inputs: VideoText) -> Encoding:
         words_type, clips_type = self.token_types.weight
@@ -103,7 +106,9 @@ class CgDetrEncoder(nn.Module):
         }
         memory, saliency, weights, summary = self.fuse(extras, inputs.video_mask)
         extras |= {"attention": weights, "summary": summary}
-        return Encoding(memory, saliency, extras, text=words, text_mask=inputs.text_mask)
+        # As in QD-DETR, a contrastive alignment of the official code sees no words.
+        aligned = words[:, :0] if self.official_batch_faults else words
+        return Encoding(memory, saliency, extras, text=aligned, text_mask=inputs.text_mask)
 
     def _with_dummies(self, words: Tensor, positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Dummies that have seen the words, in front of the words: tokens, positions, mask."""
@@ -143,6 +148,10 @@ class CgDetrEncoder(nn.Module):
             parts[name] = parts[name].roll(-1, 0)
         kept = ("video", "text", "text_mask", "text_positions", "positions")
         return {name: parts[name][rows] for name in kept} | {"video_mask": mask[rows]}
+
+    def foreign_rows(self, targets: MomentTargets, mask: Tensor) -> Tensor:
+        """Which samples' neighbours are of another video: (B,)."""
+        return has_foreign_neighbour(targets.videos, len(mask), cut=self.cut_videos).to(mask.device)
 
     def attended(self, attention: Tensor, text_mask: Tensor) -> Tensor:
         """How much of each clip's attention went to real words: (B, T) in [0, 1]."""
@@ -200,7 +209,7 @@ class CgDetrEncoder(nn.Module):
         assert targets.saliency is not None
         saliency, attention = encoding.saliency, encoding.extras["attention"]
         values = self.attended(attention, encoding.extras["text_mask"])
-        foreign = has_foreign_neighbour(targets.videos, len(mask)).to(mask.device)
+        foreign = self.foreign_rows(targets, mask)
         negative, negative_values = None, None
         total, of_attention = saliency.new_zeros(()), saliency.new_zeros(())
         if foreign.any():

@@ -21,16 +21,17 @@ def _is_number(text: str) -> bool:
     return text.replace(".", "", 1).isdigit()
 
 
-def has_foreign_neighbour(videos: Sequence[str] | None, batch: int) -> Tensor:
+def has_foreign_neighbour(videos: Sequence[str] | None, batch: int, *, cut: bool = True) -> Tensor:
     """Whether the next sample (the first, for the last) is of another video: (B,).
 
     Args:
         videos: B names; None where unknown, then every sample but a single one has one.
         batch: B.
+        cut: whether names tell which video a sample was cut from, see `source_of`.
     """
     if videos is None:
         return torch.full((batch,), batch > 1)
-    sources = [source_of(video) for video in videos]
+    sources = [source_of(video) if cut else video for video in videos]
     return torch.tensor([own != other for own, other in zip(sources, sources[1:] + sources[:1], strict=True)])
 
 

@@ -12,7 +12,7 @@ from momentdetr.detr.mlp import MLP
 from momentdetr.detr.positions import grid_positions
 from momentdetr.detr.types import Assignment, Memory, Predictions, Targets
 from momentdetr.retrieval.encoders.eatr_decoder import EventQueries
-from momentdetr.retrieval.encoders.events import event_targets, pseudo_events
+from momentdetr.retrieval.encoders.events import event_targets, pseudo_events, signed_giou_cost, signed_giou_loss
 from momentdetr.retrieval.encoders.slots import SlotAttention
 from momentdetr.retrieval.projection import LearnedTextPositions, Projection
 from momentdetr.retrieval.saliency import margin_loss
@@ -116,13 +116,16 @@ class EatrEncoder(nn.Module):
         one = encoding.saliency.new_ones(())
         terms = {
             "event_span": l1(*events, one, normalize="mean"),
-            "event_giou": giou_loss(*events, one, normalize="mean"),
+            "event_giou": (signed_giou_loss if self.official_batch_faults else giou_loss)(
+                *events, one, normalize="mean"
+            ),
         }
         if targets.saliency is None:
             return terms
         return {"saliency": margin_loss(encoding.saliency, targets.saliency, self.saliency_margin), **terms}
 
 
-def event_matcher(cost_l1: float, cost_giou: float) -> HungarianMatcher:
-    """Which query answers for which event: a matter of spans only."""
-    return HungarianMatcher({"l1": l1_cost, "giou": giou_cost}, {"l1": cost_l1, "giou": cost_giou})
+def event_matcher(cost_l1: float, cost_giou: float, *, signed: bool = False) -> HungarianMatcher:
+    """Which query answers for which event: a matter of spans only; `signed`: see `signed_giou`."""
+    overlap = signed_giou_cost if signed else giou_cost
+    return HungarianMatcher({"l1": l1_cost, "giou": overlap}, {"l1": cost_l1, "giou": cost_giou})

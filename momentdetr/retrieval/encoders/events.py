@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from momentdetr.detr.types import Targets
+from momentdetr.detr.boxes import to_corners
+from momentdetr.detr.losses import matched, matched_targets
+from momentdetr.detr.types import Assignment, Predictions, Targets
 
 _EPS = 1e-8
 _CERTAIN = 100.0  # score of the first and the last clip, which always are boundaries
@@ -39,6 +41,33 @@ def event_targets(events: list[Tensor], like: Tensor) -> Targets:
     boxes = like.new_zeros(*mask.shape, 2)
     boxes[mask] = torch.cat(events).to(like)
     return Targets(torch.zeros(mask.shape, dtype=torch.long, device=like.device), boxes, mask)
+
+
+def signed_giou(first: Tensor, second: Tensor) -> Tensor:
+    """Generalised IoU of corners (..., 2) that broadcast, a span of negative width counting as a negative length.
+
+    The official code compares its events of negative width in this way; for others it is `detr.boxes.giou`.
+    """
+    start_a, end_a = first.unbind(-1)
+    start_b, end_b = second.unbind(-1)
+    overlap = (torch.minimum(end_a, end_b) - torch.maximum(start_a, start_b)).clamp(min=0)
+    union = (end_a - start_a) + (end_b - start_b) - overlap
+    hull = (torch.maximum(end_a, end_b) - torch.minimum(start_a, start_b)).clamp(min=0)
+    return overlap / union - (hull - union) / hull
+
+
+def signed_giou_cost(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Tensor:
+    """Minus the signed GIoU: (Q, M)."""
+    return -signed_giou(to_corners(boxes)[:, None], to_corners(target_boxes)[None])
+
+
+def signed_giou_loss(
+    predictions: Predictions, targets: Targets, assignment: Assignment, count: Tensor, *, normalize: str = "mean"
+) -> Tensor:
+    """1 - signed GIoU of matched pairs, the mean."""
+    predicted, true = matched(predictions.boxes, assignment), matched_targets(targets.boxes, assignment)
+    values = 1 - signed_giou(to_corners(predicted), to_corners(true))
+    return values.sum() / max(values.numel(), 1)
 
 
 def _boundaries(video: Tensor, mask: Tensor) -> Tensor:

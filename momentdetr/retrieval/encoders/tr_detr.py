@@ -77,7 +77,10 @@ class TrDetrEncoder(nn.Module):
         visible = saliency if self.official_batch_faults else saliency.masked_fill(~inputs.video_mask, -torch.inf)
         stressed = first + mixed * visible.softmax(1)[..., None]
         memory = self.encoder(memory.with_tokens(stressed))
-        return Encoding(memory, saliency, {"video": video}, text=text, text_mask=inputs.text_mask)
+        extras = {"video": video, "text": text, "text_mask": inputs.text_mask}
+        # As in QD-DETR, a contrastive alignment of the official code sees no words.
+        aligned = text[:, :0] if self.official_batch_faults else text
+        return Encoding(memory, saliency, extras, text=aligned, text_mask=inputs.text_mask)
 
     def refine(self, encoding: Encoding, output: Output, mask: Tensor) -> Encoding:
         """Saliency again, of clips strengthened by their likeness to the best moment.
@@ -124,9 +127,8 @@ class TrDetrEncoder(nn.Module):
 
     def summaries(self, encoding: Encoding, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of the projected clips and of the projected words: (B, C) each."""
-        assert encoding.text is not None
-        assert encoding.text_mask is not None
-        return self._mean(encoding.extras["video"], mask), self._mean(encoding.text, encoding.text_mask)
+        parts = encoding.extras
+        return self._mean(parts["video"], mask), self._mean(parts["text"], parts["text_mask"])
 
     def _mean(self, tokens: Tensor, mask: Tensor) -> Tensor:
         if self.official_batch_faults:
@@ -139,16 +141,14 @@ class TrDetrEncoder(nn.Module):
         Args:
             mask: (B, T), True where a clip is real.
         """
-        assert encoding.text is not None
-        assert encoding.text_mask is not None
         terms = {
             "video_text": video_text_contrast(*self.summaries(encoding, mask)),
             "clip_text": clip_text_contrast(
                 encoding.extras["video"],
-                encoding.text,
+                encoding.extras["text"],
                 described_clips(targets, mask),
                 mask,
-                encoding.text_mask,
+                encoding.extras["text_mask"],
                 padded=self.official_batch_faults,
             ),
         }

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from momentdetr.detr.types import Memory
 from momentdetr.retrieval.encoders.cg_detr import _summarised
-from momentdetr.retrieval.encoders.cg_losses import has_foreign_neighbour
 from momentdetr.retrieval.saliency import relevant_clips
 from momentdetr.retrieval.types import Encoding, MomentOutput, MomentTargets, VideoText
 
@@ -39,7 +38,7 @@ def _dictionary(model: Any, encoding: Encoding, foreign: dict[str, Tensor], targ
         "cate_attn_weights": parts["attention"],
         "dummy_tokens": parts["text"][:, : encoder.num_dummies],
         "global_rep_tokens": encoder.prompts.tokens,
-        "real_neg_mask": has_foreign_neighbour(targets.videos, len(parts["text"])),
+        "real_neg_mask": encoder.foreign_rows(targets, parts["text_mask"]),
         "saliency_scores_neg": saliency,
         "src_txt_mask_neg": foreign["text_mask"].to(kind),
         "t2vattnvalues": encoder.attended(parts["attention"], parts["text_mask"]),
@@ -49,7 +48,7 @@ def _dictionary(model: Any, encoding: Encoding, foreign: dict[str, Tensor], targ
 
 
 def _foreign_parts(model: Any, encoding: Encoding, targets: MomentTargets, mask: Tensor) -> dict[str, Tensor]:
-    return model.encoder.foreign(encoding, mask, has_foreign_neighbour(targets.videos, len(mask)))
+    return model.encoder.foreign(encoding, mask, model.encoder.foreign_rows(targets, mask))
 
 
 def _pass(model: Any, parts: dict[str, Tensor], index: int) -> Said:

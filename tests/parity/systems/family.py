@@ -51,15 +51,15 @@ def run_member(member: Member, golden: Golden, dtype: str) -> Run:
     targets = targets_of(golden, inputs)
     with torch.no_grad():
         output = model.eval()(inputs)
-        outputs = _named("eval", said(model, output) | member.evaluated(model, inputs, output, targets, leaves))
-        outputs |= _named("eval_b1", said(model, model(moments._first_alone(inputs))))
+        outputs = _named("eval", said(model, output, leaves) | member.evaluated(model, inputs, output, targets, leaves))
+        outputs |= _named("eval_b1", said(model, model(moments._first_alone(inputs)), leaves))
     cases = {}
     weights = {f"model.{key}": value for key, value in conversion.state.items()}
     for name, case in golden.losses(dtype).items():
         step = moments._Step(model.train())
         output, losses = functional_call(step, weights, (inputs, targets, case.get("epoch", 0)), strict=True)
         with torch.no_grad():
-            outputs |= _named(f"train_{name}", said(model, output) | member.trained(model, output, targets))
+            outputs |= _named(f"train_{name}", said(model, output, leaves) | member.trained(model, output, targets))
         cases[name] = member.case(moments._case(output, losses, targets, leaves), model, output, leaves)
     return Run(outputs, cases, moments._answers(model.eval(), inputs))
 
@@ -74,7 +74,7 @@ def targets_of(golden: Golden, inputs: VideoText) -> MomentTargets:
     return replace(targets, videos=tuple(names[:batch]))
 
 
-def said(model: MomentRetriever, output: MomentOutput) -> Said:
+def said(model: MomentRetriever, output: MomentOutput, leaves: Mapping[str, Tensor]) -> Said:
     """What every official dictionary has."""
     *earlier, last = output.output.layers
     found = {
@@ -85,7 +85,7 @@ def said(model: MomentRetriever, output: MomentOutput) -> Said:
     }
     for i, layer in enumerate(earlier):
         found |= {f"aux_outputs.{i}.pred_logits": layer.logits, f"aux_outputs.{i}.pred_spans": layer.boxes}
-    return found
+    return found if model.align is None else found | moments._aligned(model, output, leaves)
 
 
 def decoded(model: MomentRetriever, encoding: Encoding, again: str = "", name: str = "transformer") -> Said:

@@ -29,7 +29,6 @@ def _evaluated(
     state = encoder.moment_state(
         encoding.extras["video"], *encoder._best_moment(output.output, inputs.video_mask), inputs.video_mask
     )
-    assert encoding.text is not None
     hooks = {
         "hook.fuser": seen["mixer"][0],
         "hook.gru_extractor": state,
@@ -37,17 +36,16 @@ def _evaluated(
         "hook.transformer.3": encoding.saliency,
         "hook.transformer.encoder": first.transpose(0, 1),
         "hook.transformer.encoder#1": second.transpose(0, 1),
-        "hook.transformer.t2v_encoder": torch.cat([seen["fusion"][0], encoding.text], 1).transpose(0, 1),
+        "hook.transformer.t2v_encoder": torch.cat([seen["fusion"][0], encoding.extras["text"]], 1).transpose(0, 1),
     }
     return hooks | projected(model, inputs, output) | decoded(model, encoding) | _trained(model, output, targets)
 
 
 def _trained(model: Any, output: MomentOutput, targets: MomentTargets) -> Said:
     video, text = model.encoder.summaries(output.encoding, output.video_mask)
-    assert output.encoding.text is not None
     return {
         "src_vid_ed": output.encoding.extras["video"],
-        "src_txt_ed": output.encoding.text,
+        "src_txt_ed": output.encoding.extras["text"],
         "src_vid_cls_ed": video,
         "src_txt_cls_ed": text,
     }
