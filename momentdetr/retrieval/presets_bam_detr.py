@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from momentdetr.detr.assignment import HungarianMatcher, giou_cost, l1_cost, softmax_class_cost
-from momentdetr.detr.attention import ConditionalCrossAttention, ConditionalSelfAttention
 from momentdetr.detr.boxes import to_center_size, to_corners
-from momentdetr.detr.decoder import DecoderLayer
 from momentdetr.detr.initialization import init_transformer, zero_last_layer
 from momentdetr.detr.losses import Criterion, cross_entropy, giou_loss
 from momentdetr.detr.mlp import MLP
@@ -23,6 +21,7 @@ from momentdetr.retrieval.projection import LearnedTextPositions
 from momentdetr.retrieval.stacks import (
     LossWeights,
     Sizes,
+    conditional_layers,
     encoder,
     feed_forward,
     foreground,
@@ -100,18 +99,7 @@ def _encoder(
 
 
 def _head(sizes: Sizes, quality: bool, official_batch_faults: bool) -> DualDecoder:
-    layers = [
-        DecoderLayer(
-            self_attention=ConditionalSelfAttention(sizes.width, sizes.num_heads, sizes.dropout),
-            cross_attention=ConditionalCrossAttention(
-                sizes.width, sizes.num_heads, sizes.dropout, adds_positions=index == 0
-            ),
-            feed_forward=feed_forward(sizes, nn.PReLU),
-            width=sizes.width,
-            dropout=sizes.dropout,
-        )
-        for index in range(sizes.decoder_layers)
-    ]
+    layers = conditional_layers(sizes)
 
     def boundary_layer() -> BoundaryLayer:
         attention = BoundaryAttention(sizes.width, sizes.num_heads, official_batch_faults=official_batch_faults)

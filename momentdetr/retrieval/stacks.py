@@ -182,13 +182,9 @@ def dense_head(sizes: Sizes, *, pre_norm: bool, parametrization: CenterSize, box
     return Detr(queries=LearnedQueries(sizes.num_queries, sizes.width), decoder=decoder)
 
 
-def anchor_head(sizes: Sizes) -> Detr:
-    """QD-DETR's and its descendants': DAB-DETR with D = 1.
-
-    Two of their quirks: half the features per coordinate, so that attention is conditioned on centre and width, and
-    references that are moved by a head of their own.
-    """
-    layers = [
+def conditional_layers(sizes: Sizes) -> list[DecoderLayer]:
+    """Conditional attention to queries and to clips; only the first layer adds positions to contents."""
+    return [
         DecoderLayer(
             self_attention=ConditionalSelfAttention(sizes.width, sizes.num_heads, sizes.dropout),
             cross_attention=ConditionalCrossAttention(
@@ -200,6 +196,15 @@ def anchor_head(sizes: Sizes) -> Detr:
         )
         for index in range(sizes.decoder_layers)
     ]
+
+
+def anchor_head(sizes: Sizes) -> Detr:
+    """QD-DETR's and its descendants': DAB-DETR with D = 1.
+
+    Two of their quirks: half the features per coordinate, so that attention is conditioned on centre and width, and
+    references that are moved by a head of their own.
+    """
+    layers = conditional_layers(sizes)
     guide = AnchorGuide(1, sizes.width, attends_with="box")
     refine = MLP(sizes.width, sizes.width, sizes.width, 2)
     init_transformer(*layers, guide, refine)

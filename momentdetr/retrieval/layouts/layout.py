@@ -13,8 +13,6 @@ from momentdetr.detr.official import Kind, Place, gather, layer_parameter, left_
 from momentdetr.errors import BadCheckpoint
 from momentdetr.features.spec import FeatureSpec
 
-Named = Callable[[str], Place]
-
 
 @dataclass(frozen=True)
 class Layers:
