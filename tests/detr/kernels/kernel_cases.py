@@ -92,14 +92,26 @@ def assert_agree(kernel: ModuleType, case: Case, *, gradients: bool = True) -> N
     ):
         assert (ours is None) == (theirs is None)
         if ours is not None and theirs is not None:
-            assert_near(ours, theirs, tolerance, f"gradient of {name}")
+            rounding = reference_rounding(case) if name == "references" else 0.0
+            assert_near(ours, theirs, tolerance, f"gradient of {name}", rounding)
 
 
-def assert_near(found: Tensor, expected: Tensor, tolerance: float, name: str) -> None:
+def reference_rounding(case: Case) -> float:
+    """What rounding alone can do to the gradient of a reference, in which all heads' large terms may cancel.
+
+    The terms of a head: weights that sum to 1, cells, and products of a gradient with the difference of two rows.
+    """
+    real = torch.float64 if case.value.dtype == torch.float64 else torch.float32
+    cells = max(size for shape in case.shapes for size in shape)
+    rows = case.value.double().norm(dim=-1).amax() * case.grad.double().norm(dim=-1).amax()
+    return torch.finfo(real).eps / 2 * float(2 * rows) * cells * case.value.shape[2]
+
+
+def assert_near(found: Tensor, expected: Tensor, tolerance: float, name: str, rounding: float = 0.0) -> None:
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape
     finite = expected[expected.isfinite()].abs()
-    scale = max(float(finite.max()) if finite.numel() else 0.0, 1e-3)
+    allowed = tolerance * max(float(finite.max()) if finite.numel() else 0.0, 1e-3) + rounding
     torch.testing.assert_close(
-        found, expected, rtol=tolerance, atol=tolerance * scale, equal_nan=True, msg=lambda text: f"{name}: {text}"
+        found, expected, rtol=tolerance, atol=allowed, equal_nan=True, msg=lambda text: f"{name}: {text}"
     )
