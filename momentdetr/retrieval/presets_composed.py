@@ -167,7 +167,7 @@ def _of_decoder(sizes: Sizes, num_levels: int, num_points: int) -> assembly.Size
         dropout=sizes.dropout,
         num_levels=num_levels,
         num_points=num_points,
-        group_norm=math.gcd(32, sizes.width),
+        group_norm=math.gcd(32, sizes.width, sizes.width // 8),  # of eight channels, as at 256
     )
 
 

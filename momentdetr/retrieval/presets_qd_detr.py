@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -48,8 +48,11 @@ def qd_detr(
             gradient.
         official_batch_faults: see `QdDetrEncoder`; for official checkpoints only.
     """
+    video: Any
+    fusion: Any
+    own: Any
     video, text = projections(sizes)
-    fusion: Sequence[nn.Module] = text_to_video(sizes, TextToVideoLayer, official_batch_faults=official_batch_faults)
+    fusion = text_to_video(sizes, TextToVideoLayer, official_batch_faults=official_batch_faults)
     if recompute:
         video, fusion = Recomputed(video), recomputed(fusion)
     own = temporal_encoder(sizes, levels, recompute=recompute) if levels else encoder(sizes, activation=nn.PReLU)
