@@ -26,6 +26,7 @@ from momentdetr.retrieval.presets_cg_detr import cg_detr
 from momentdetr.retrieval.presets_eatr import eatr
 from momentdetr.retrieval.presets_flashvtg import FLASHVTG_WEIGHTS, flashvtg
 from momentdetr.retrieval.presets_points import R2_TUNING_WEIGHTS, r2_tuning
+from momentdetr.retrieval.presets_sg_detr import SG_DETR_WEIGHTS, sg_detr
 from momentdetr.retrieval.presets_taskweave import taskweave
 from momentdetr.retrieval.presets_tr_detr import tr_detr
 from momentdetr.retrieval.presets_uvcom import uvcom
@@ -137,11 +138,13 @@ PRESETS: dict[str, Callable[..., MomentRetriever]] = {
     "flashvtg": flashvtg,
     "uvcom": uvcom,
     "eatr": eatr,
+    "sg_detr": sg_detr,
 }
 PUBLISHED_WEIGHTS: dict[str, dict[str, float]] = {
     "bam_detr": BAM_DETR_WEIGHTS,
     "r2_tuning": R2_TUNING_WEIGHTS,
     "flashvtg": FLASHVTG_WEIGHTS,
+    "sg_detr": SG_DETR_WEIGHTS,
 }
 """Loss weights of presets whose published ones are not `LossWeights`' defaults."""
 
