@@ -259,6 +259,7 @@ def test_wrong_options_are_explained() -> None:
         build(make_config("sg_detr", weights={"indicator": 1.0}))
 
 
+@pytest.mark.slow
 def test_a_handful_of_samples_is_learnt_by_heart() -> None:
     """Both heads, and saliency: every moment found, every relevant clip above every other."""
     spec = FeatureSpec(
