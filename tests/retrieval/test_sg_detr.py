@@ -13,7 +13,7 @@ from small_retrievers import SIZES, make_config
 from test_model import one
 from torch import nn
 
-from momentdetr.detr.types import Targets
+from momentdetr.detr.types import Assignment, Predictions, Targets
 from momentdetr.errors import BadInput
 from momentdetr.features.spec import FeatureSpec, Stream
 from momentdetr.retrieval import checkpoint
@@ -201,6 +201,26 @@ def test_terms_and_weights(make: Make, inputs: VideoText, targets: MomentTargets
     assert losses.total.item() == pytest.approx(total, rel=1e-5)
     few = shaken(make("sg_detr", collaborative=False, weights={"auxiliary": False})).loss(inputs, targets).terms
     assert set(few) == {name for name in weights if "_0" not in name and "lent" not in name and "noising" not in name}
+
+
+def test_what_judges_lent_queries_and_groups(make: Make) -> None:
+    """Background weighs as much as moments; lent spans are compared by their ends, restored ones as in matching."""
+    head = make("sg_detr", denoising=True).head
+    torch.manual_seed(0)
+    said = Predictions(torch.randn(1, 4, 1), torch.rand(1, 4, 2))
+    true = Targets(torch.zeros(1, 1, dtype=torch.long), torch.rand(1, 1, 2), torch.ones(1, 1, dtype=torch.bool))
+    pair = Assignment(*(torch.tensor([number]) for number in (0, 2, 0)))
+    logits = said.logits[0, :, 0]
+    told = nn.functional.softplus(torch.where(torch.arange(4) == 2, -logits, logits)).mean()
+    (middle, width), (true_middle, true_width) = said.boxes[0, 2], true.boxes[0, 0]
+    ends = [middle - true_middle + side * (width - true_width) / 2 for side in (-1, 1)]
+    squares = (middle - true_middle) ** 2 + (width - true_width) ** 2
+    for terms, span in (
+        (head.lent_terms, (ends[0].abs() + ends[1].abs()) / 2),
+        (head.denoising_terms, squares / 4),
+    ):
+        torch.testing.assert_close(terms["class"][1](said, true, pair, torch.ones(())), told)
+        torch.testing.assert_close(terms["span"][1](said, true, pair, torch.ones(())), span)
 
 
 def test_negatives_are_of_other_videos_only(make: Make, inputs: VideoText, targets: MomentTargets) -> None:

@@ -300,6 +300,13 @@ def test_answers_of_both_are_fused(output: SgDetrOutput) -> None:
     torch.testing.assert_close(spans, torch.tensor([[start, end], [0.61, 0.81]]))
 
 
+def test_faint_answers_are_not_fused(output: SgDetrOutput) -> None:
+    faint = said([2.0, -6.0, 9.0], [[0.3, 0.4], [0.71, 0.2], [0.5, 0.5]], [0.0, -6.0, 9.0])
+    assert probability(-6, -6) < 0.1
+    assert len(AnswerRule()(replace(output, layers=(faint,)), 0)[1]) == 1
+    assert len(AnswerRule(fused_score=0.0)(replace(output, layers=(faint,)), 0)[1]) == 2
+
+
 def test_unknown_answers_are_refused() -> None:
     with pytest.raises(ValueError, match="expected one of fused, queries, points"):
         AnswerRule("both")  # type: ignore[arg-type]

@@ -190,6 +190,15 @@ def test_memory_is_amplified_by_global_saliency(model: Any, inputs: VideoText) -
             torch.testing.assert_close(encoding.memory.tokens[sample, clip], token * (1 + torch.sigmoid(whole)))
 
 
+def test_what_is_remembered_teaches_local_saliency_by_what_it_let_be_read(model: Any, inputs: VideoText) -> None:
+    inputs = doubled(inputs)
+    parts = dict(model.encoder(inputs).extras)
+    parts["local"] = parts["local"].detach().requires_grad_()
+    encoded, _ = model.encoder.fuse(parts, inputs.video_mask)  # not amplified yet
+    encoded[inputs.video_mask].square().sum().backward()
+    assert parts["local"].grad[inputs.video_mask].all()
+
+
 def test_global_saliency_starts_as_the_local_one(make: Make, inputs: VideoText) -> None:
     encoding = make("sg_detr").encoder(inputs)
     assert torch.equal(encoding.saliency, encoding.extras["local"])

@@ -135,6 +135,15 @@ def test_cells_answer_for_moments_as_atss_says(head: SpanHead, levels: list[Leve
     assert {0, 1} <= set(assigned.target[0].tolist())
 
 
+def test_middles_need_only_lie_inside(levels: list[Level], head: SpanHead) -> None:
+    """A moment from clip 5.1 to 6.2: middles at 5.25 and 5.75 are inside, the third nearest, 6.25, is not."""
+    box = torch.tensor([[[5.65 / 11, 1.1 / 11]]], dtype=torch.float64).expand(3, -1, -1)
+    mask = torch.tensor([[True], [False], [False]])
+    assigned = head.assign(levels, Targets(torch.zeros(3, 1, dtype=torch.long), box, mask), num_clips())
+    found = assigned.anchors[assigned.target[0] >= 0].mean(1)
+    assert found.tolist() == [5.25, 5.75]
+
+
 def summed(supervision: Supervision) -> Losses:
     """As a criterion would: each term, and their weighted sum."""
     assert supervision.terms is not None
