@@ -20,6 +20,7 @@ from momentdetr.retrieval.presets_flashvtg import FLASHVTG_WEIGHTS, flashvtg
 from momentdetr.retrieval.presets_moment_detr import moment_detr
 from momentdetr.retrieval.presets_points import R2_TUNING_WEIGHTS, r2_tuning
 from momentdetr.retrieval.presets_qd_detr import qd_detr
+from momentdetr.retrieval.presets_sg_detr import SG_DETR_WEIGHTS, sg_detr
 from momentdetr.retrieval.presets_taskweave import taskweave
 from momentdetr.retrieval.presets_tr_detr import tr_detr
 from momentdetr.retrieval.presets_uvcom import uvcom
@@ -36,12 +37,14 @@ PRESETS: dict[str, Callable[..., MomentRetriever]] = {
     "flashvtg": flashvtg,
     "uvcom": uvcom,
     "eatr": eatr,
+    "sg_detr": sg_detr,
     **COMPOSITIONS,
 }
 PUBLISHED_WEIGHTS: dict[str, dict[str, float]] = {
     "bam_detr": BAM_DETR_WEIGHTS,
     "r2_tuning": R2_TUNING_WEIGHTS,
     "flashvtg": FLASHVTG_WEIGHTS,
+    "sg_detr": SG_DETR_WEIGHTS,
     **dict.fromkeys(COMPOSITIONS, COMPOSED_WEIGHTS),
 }
 """Loss weights of presets whose published ones are not `LossWeights`' defaults."""
