@@ -188,6 +188,31 @@ def train(
 
 
 @app.command()
+def score(
+    predictions: Annotated[Path, typer.Argument(help="A .jsonl file in the format of QVHighlights submissions.")],
+    ground_truth: Annotated[Path, typer.Argument(help="The annotations, a file of the protocol's data set.")],
+    protocol: Annotated[
+        str, typer.Option(help="qvhighlights, charades, tacos, activitynet, tvsum or youtube.")
+    ] = "qvhighlights",
+    nms: Annotated[float | None, typer.Option(help="Score again after temporal NMS at this overlap.")] = None,
+    domain: Annotated[str | None, typer.Option(help="Only this kind of video (tvsum, youtube).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all scores, in the official script's form.")] = False,
+    strict_official: Annotated[
+        bool, typer.Option("--strict-official", help="Fail and leave out what the official script fails on.")
+    ] = False,
+) -> None:
+    """Score PREDICTIONS against GROUND_TRUTH as the official scripts do."""
+    from momentdetr.retrieval.scoring import score as score_files
+
+    scored = score_files(
+        predictions, ground_truth, protocol_name=protocol, nms=nms, strict_official=strict_official, domain=domain
+    )
+    for note in scored.raw.notes:
+        say(f"note: {note}")
+    (print_json if as_json else print_scores)(scored.to_dict() if as_json else scored.headline())
+
+
+@app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="An official or Lighthouse checkpoint file.")],
     out: Annotated[Path, typer.Argument(help="Folder for config.json and model.safetensors.")],
