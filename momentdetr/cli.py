@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from momentdetr.cli_data import data_app, score
 from momentdetr.errors import BadInput, MomentDETRError
 from momentdetr.terminal import bytes_bar, do_all, print_json, print_scores, progress_bar, say, show, show_demo, warn
 
@@ -35,6 +36,8 @@ weights_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Published weights: list, fetch, check, find."
 )
 app.add_typer(weights_app, name="weights")
+app.add_typer(data_app, name="data")
+app.command()(score)
 
 Model = Annotated[str, typer.Option(help="'demo', a name of 'weights list', a model folder, or a checkpoint file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
@@ -185,31 +188,6 @@ def train(
     from momentdetr.retrieval.train import train as train_retriever
 
     print(train_retriever(config, settings or (), output, resume))
-
-
-@app.command()
-def score(
-    predictions: Annotated[Path, typer.Argument(help="A .jsonl file in the format of QVHighlights submissions.")],
-    ground_truth: Annotated[Path, typer.Argument(help="The annotations, a file of the protocol's data set.")],
-    protocol: Annotated[
-        str, typer.Option(help="qvhighlights, charades, tacos, activitynet, tvsum or youtube.")
-    ] = "qvhighlights",
-    nms: Annotated[float | None, typer.Option(help="Score again after temporal NMS at this overlap.")] = None,
-    domain: Annotated[str | None, typer.Option(help="Only this kind of video (tvsum, youtube).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all scores, in the official script's form.")] = False,
-    strict_official: Annotated[
-        bool, typer.Option("--strict-official", help="Fail and leave out what the official script fails on.")
-    ] = False,
-) -> None:
-    """Score PREDICTIONS against GROUND_TRUTH as the official scripts do."""
-    from momentdetr.retrieval.scoring import score as score_files
-
-    scored = score_files(
-        predictions, ground_truth, protocol_name=protocol, nms=nms, strict_official=strict_official, domain=domain
-    )
-    for note in scored.raw.notes:
-        say(f"note: {note}")
-    (print_json if as_json else print_scores)(scored.to_dict() if as_json else scored.headline())
 
 
 @app.command()

@@ -12,7 +12,7 @@ from momentdetr.datasets.qvhighlights import check_qvhighlights
 from momentdetr.datasets.qvhighlights_asr import check_qvhighlights_asr
 from momentdetr.datasets.records import AnnotationReport, MomentRecord
 from momentdetr.datasets.tacos import check_tacos
-from momentdetr.datasets.tvsum import check_tvsum
+from momentdetr.datasets.tvsum import check_tvsum, learning_record
 from momentdetr.datasets.youtube_highlights import check_youtube_highlights
 from momentdetr.errors import BadInput
 
@@ -26,12 +26,14 @@ class Dataset:
         protocol: how it is scored, a name of `evaluation.protocols.PROTOCOLS`.
         queries: split -> number of queries that were released.
         domains: kinds of video that are trained and scored each by itself; empty: all together.
+        learn: makes of a record what published code learns from; None: the record itself.
     """
 
     check: Callable[..., AnnotationReport]
     protocol: str
     queries: Mapping[str, int]
     domains: tuple[str, ...] = ()
+    learn: Callable[[MomentRecord], MomentRecord] | None = None
 
 
 DATASETS: dict[str, Dataset] = {
@@ -45,6 +47,7 @@ DATASETS: dict[str, Dataset] = {
         "tvsum",
         {"train": 40, "val": 10},
         ("BK", "BT", "DS", "FM", "GA", "MS", "PK", "PR", "VT", "VU"),
+        learning_record,
     ),
     "youtube": Dataset(
         check_youtube_highlights,
