@@ -28,7 +28,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "evaluation")]
 
-import naive_qvhighlights as naive  # noqa: E402
+import naive_qvhighlights as naive  # type: ignore[import-not-found]  # noqa: E402
 
 from momentdetr.datasets.predictions import read_predictions  # noqa: E402
 from momentdetr.datasets.qvhighlights import read_qvhighlights  # noqa: E402

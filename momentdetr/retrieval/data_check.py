@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from momentdetr.evaluation.protocols import PROTOCOLS
 from momentdetr.features.layouts import named_layout
 from momentdetr.features.spec import FeatureSpec
 from momentdetr.retrieval.data_report import SHOWN, DataReport, some, span
-from momentdetr.retrieval.feature_check import FeatureSource, check_features
+from momentdetr.retrieval.feature_check import FeatureSource, check_features, is_there
 from momentdetr.retrieval.train import RetrievalConfig, feature_spec
 from momentdetr.retrieval.train_data import hold_out, refuse_test_split
 from momentdetr.training.config import Section, load_config, parse_config
@@ -83,6 +84,7 @@ def check_data(path: str | Path, *, overrides: tuple[str, ...] = (), sample: int
     case = _folder(path) if path.is_dir() else _configuration(path, overrides)
     report = DataReport()
     known = dataset(case.name)
+    case = case if case.released is None else _what_is_there(case, report)
     splits = {split: found for split, file in case.files.items() if (found := _records(split, file, case, report))}
     _compare_splits(case, splits, report)
     if case.held_out and "train" in splits:
@@ -139,6 +141,19 @@ def _folder(folder: Path) -> _Case:
     return _Case(manifest.dataset, files, sources, released=manifest.splits)
 
 
+def _what_is_there(case: _Case, report: DataReport) -> _Case:
+    """A manifest names all that was published; nobody needs all of it."""
+    files = {split: path for split, path in case.files.items() if path.is_file()}
+    features = {name: source for name, source in case.features.items() if is_there(source)}
+    for what, named, there in (("annotations", case.files, files), ("features", case.features, features)):
+        absent = [name for name in named if name not in there]
+        if named and not there:
+            report.faults.append(f"there are no {what}; the README of the folder says where they come from")
+        elif absent:
+            report.remarks.append(f"{what} that are not there: {some(absent, SHOWN)}")
+    return replace(case, files=files, features=features)
+
+
 def _by_labels(name: str) -> bool:
     return PROTOCOLS[dataset(name).protocol].judges == "clips"
 
@@ -170,6 +185,8 @@ def _records(split: str, path: Path, case: _Case, report: DataReport) -> list[Mo
     expected = released.queries if released else dataset(case.name).queries.get(split)
     if expected is not None and case.domain is None and len(records) != expected:
         report.remarks.append(f"{path}: has {len(records):,} queries, {expected:,} were released")
+    if released and released.sha256 and sha256(path.read_bytes()).hexdigest() != released.sha256:
+        report.remarks.append(f"{path}: is not the file that was released (its SHA-256 differs from the manifest's)")
     unequal = len({(record.video, record.duration_s) for record in records}) - len(durations)
     if unequal:
         report.faults.append(f"{path}: {unequal} videos have several durations")

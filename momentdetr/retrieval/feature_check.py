@@ -11,7 +11,7 @@ from torch import Tensor
 
 from momentdetr.datasets.records import MomentRecord
 from momentdetr.errors import BadInput
-from momentdetr.features.layouts import read_text_features, read_video_features
+from momentdetr.features.layouts import named_layout, read_text_features, read_video_features
 from momentdetr.features.spec import FeatureSpec
 from momentdetr.retrieval.data_report import SHOWN, DataReport, some, span
 from momentdetr.retrieval.feature_files import read_tensors
@@ -55,6 +55,14 @@ class _Seen:
         self.norms.setdefault(stream, []).append(float(lengths.mean()))
         if bool((lengths == 0).any()):
             self.blank.append(f"{name} ({stream})")
+
+
+def is_there(source: FeatureSource) -> bool:
+    """Whether the folders of all video streams exist; what is in them is not looked at."""
+    assert source.root is not None
+    assert source.layout is not None
+    patterns = [pattern for stream in named_layout(source.layout).video for pattern in stream]
+    return all((source.root / pattern).parent.is_dir() for pattern in patterns)
 
 
 def check_features(

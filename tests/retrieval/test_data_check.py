@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -202,6 +203,27 @@ def test_a_folder_with_a_manifest(world: Path) -> None:
     assert ("both, val", "queries: 4 of 4 can be used") in report.facts
     save(world, "val", [line("val", 0)])
     assert any("has 1 queries, 4 were released" in remark for remark in check_data(world).remarks)
+
+
+def test_a_folder_need_not_hold_all_that_was_published(world: Path) -> None:
+    about = manifest(world)
+    about["splits"]["test"] = {"file": "test.jsonl"}
+    about["features"]["other"] = {"root": ".", "layout": "sg_detr", "spec": SPEC}
+    (world / "manifest.json").write_text(json.dumps(about))
+    report = check_data(world)
+    assert report.faults == []
+    assert {"annotations that are not there: test", "features that are not there: other"} <= set(report.remarks)
+    (world / "clip").rename(world / "elsewhere")
+    assert any("there are no features" in fault for fault in check_data(world).faults)
+
+
+def test_a_file_that_is_not_the_released_one(world: Path) -> None:
+    about = manifest(world)
+    digest = hashlib.sha256((world / "train.jsonl").read_bytes()).hexdigest()
+    about["splits"]["train"]["sha256"], about["splits"]["val"]["sha256"] = digest, digest
+    (world / "manifest.json").write_text(json.dumps(about))
+    (remark,) = check_data(world).remarks
+    assert "val.jsonl: is not the file that was released" in remark
 
 
 @pytest.mark.parametrize(
