@@ -20,10 +20,13 @@ class Saliency:
     Args:
         clips: indices of the scored clips, ascending in the official files.
         scores: one row per clip, one score per annotator (0 to 4 in QVHighlights).
+        times_s: (start, end) of each scored clip, seconds, where clips overlap or differ in length; None: clip i begins
+            at i times the data set's clip length.
     """
 
     clips: tuple[int, ...]
     scores: tuple[tuple[float, ...], ...]
+    times_s: tuple[tuple[float, float], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,10 @@ class MomentRecord:
         query: the sentence.
         video: name of the video, without folder and ending.
         duration_s: length of the video, seconds.
-        windows_s: (start, end) of every moment that the sentence describes, seconds; empty: the video has none.
+        windows_s: (start, end) of every moment that the sentence describes, seconds; empty: the video has none, or the
+            data set has saliency only.
         saliency: None where not annotated.
+        domain: the kind of video, in data sets that train and score each kind by itself; else empty.
     """
 
     qid: int | str
@@ -45,11 +50,12 @@ class MomentRecord:
     duration_s: float
     windows_s: tuple[tuple[float, float], ...]
     saliency: Saliency | None = None
+    domain: str = ""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong: the line of the file (from 1), and what is found and expected there."""
+    """One thing that is wrong: the line of the file (from 1; or the entry), and what is found and expected there."""
 
     line: int
     text: str

@@ -206,10 +206,16 @@ def _saliency_targets(
 def _feature_faults(what: str, names: Sequence[str], features: Mapping[str, Tensor], dim: int) -> list[str]:
     faults = []
     for name in names:
-        if name not in features:
+        try:
+            rows = features[name]
+        except KeyError:
             faults.append(f"{what} {name!r}: there are no features")
-        elif features[name].ndim != 2 or features[name].shape[1] != dim or not len(features[name]):
-            faults.append(f"{what} {name!r}: shape {tuple(features[name].shape)}, expected (length, {dim})")
-        elif not bool(torch.isfinite(features[name]).all()):
+            continue
+        except BadInput as error:  # features that are read when they are asked for
+            faults.append(f"{what} {name!r}: {error}")
+            continue
+        if rows.ndim != 2 or rows.shape[1] != dim or not len(rows):
+            faults.append(f"{what} {name!r}: shape {tuple(rows.shape)}, expected (length, {dim})")
+        elif not bool(torch.isfinite(rows).all()):
             faults.append(f"{what} {name!r}: holds values that are not finite")
     return faults

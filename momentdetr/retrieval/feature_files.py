@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -39,22 +39,67 @@ def read_published(
     Raises:
         BadInput: names everything that is missing, damaged or of another length of vector than the specification says.
     """
-    dims = [stream.dim for stream in spec.video]
-
-    def video(name: str) -> Tensor:
-        streams = read_video_features(root, layout, name).streams
-        found = [stream.shape[1] for stream in streams]
-        if found != dims:
-            raise BadInput(f"{root}: streams of {name} have vectors of {found} numbers, the specification says {dims}")
-        return torch.cat(streams, 1)
-
     faults: list[str] = []
-    clips = _each(videos, video, faults)
-    words = _each(qids, lambda qid: read_text_features(root, layout, qid), faults)
+    clips = _each(videos, lambda name: _video(root, layout, name, spec), faults)
+    words = _each(qids, lambda qid: _text(root, layout, qid, spec), faults)
     if faults:
         shown = "\n  ".join(faults[:50]) + (f"\n  and {len(faults) - 50} more" if len(faults) > 50 else "")
         raise BadInput(f"{len(faults)} features cannot be used:\n  {shown}")
     return clips, words
+
+
+class LazyFeatures(Mapping[str, Tensor]):
+    """Features by name that are read from their files each time they are asked for; for sets that fill no memory.
+
+    Args:
+        names: that may be asked for.
+        read: reads the features of one name.
+    """
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
+        self._names = dict.fromkeys(names)
+        self._read = read
+
+    @classmethod
+    def of(
+        cls, root: str | Path, layout: str, videos: Iterable[str], qids: Iterable[str], spec: FeatureSpec
+    ) -> tuple[LazyFeatures, LazyFeatures]:
+        """Features of videos and of queries. Arguments as `read_published`."""
+        return (
+            cls(videos, lambda name: _video(root, layout, name, spec)),
+            cls(qids, lambda qid: _text(root, layout, qid, spec)),
+        )
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _video(root: str | Path, layout: str, name: str, spec: FeatureSpec) -> Tensor:
+    streams = read_video_features(root, layout, name).streams
+    found, expected = [stream.shape[1] for stream in streams], [stream.dim for stream in spec.video]
+    if found != expected:
+        names = ", ".join(stream.name for stream in spec.video)
+        raise BadInput(
+            f"{root}: streams of {name} have vectors of {found} numbers, the specification says {expected} ({names})"
+        )
+    return torch.cat(streams, 1)
+
+
+def _text(root: str | Path, layout: str, qid: str, spec: FeatureSpec) -> Tensor:
+    words = read_text_features(root, layout, qid)
+    if words.shape[1] != spec.text_dim:
+        raise BadInput(
+            f"{root}: query {qid} has vectors of {words.shape[1]} numbers, the specification says {spec.text_dim}"
+        )
+    return words
 
 
 def _each(names: Iterable[str], read: Callable[[str], Tensor], faults: list[str]) -> dict[str, Tensor]:
