@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from momentdetr.cli_extract import extract
 from momentdetr.errors import BadInput, MomentDETRError
 from momentdetr.terminal import bytes_bar, do_all, print_json, print_scores, progress_bar, say, show, show_demo, warn
 
@@ -35,6 +36,7 @@ weights_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Published weights: list, fetch, check, find."
 )
 app.add_typer(weights_app, name="weights")
+app.command()(extract)
 
 Model = Annotated[str, typer.Option(help="'demo', a name of 'weights list', a model folder, or a checkpoint file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
