@@ -48,7 +48,7 @@ class PReLU(nn.PReLU):
     def forward(self, values: Tensor) -> Tensor:
         if not self.training or values.device.type != "cpu" or values.dtype != self.weight.dtype:
             return super().forward(values)
-        result: Tensor = _PReLU.apply(values, self.weight)  # type: ignore[no-untyped-call]
+        result: Tensor = _PReLU.apply(values, self.weight)
         return result
 
 
@@ -59,7 +59,7 @@ class _PReLU(torch.autograd.Function):
         return F.leaky_relu(values, float(weight))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         values, weight = context.saved_tensors
         of_values = torch.ops.aten.leaky_relu_backward(gradient, values, float(weight), False)

@@ -9,42 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from simulated import simulate, statistics
 
 from momentdetr.features.layouts import read_array
 from momentdetr.features.spec import FeatureSpec, Stream
 from momentdetr.retrieval.feature_files import read_published
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from simulated import simulate, statistics  # noqa: E402
-
 SPEC = FeatureSpec((Stream("clip", 512, "official"),), Stream("clip_text", 512, "official"), 2.0)
-
-
-@pytest.fixture(scope="module")
-def annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files in the official format: 60 queries, two a video, each with a window of its own."""
-    folder = tmp_path_factory.mktemp("annotations")
-    rng = np.random.default_rng(0)
-    words = [f"word{number}" for number in range(200)]
-    for split, first in (("train", 0), ("val", 1000)):
-        lines = []
-        for number in range(60):
-            start = int(rng.integers(0, 60)) // 20 * 20 + (number % 2) * 70
-            clips = list(range(start // 2, start // 2 + 5))
-            row = {
-                "qid": first + number,
-                "query": " ".join(rng.choice(words, 8)),
-                "duration": 150,
-                "vid": f"{split}{number // 2}_0.0_150.0",
-                "relevant_windows": [[start, start + 10]],
-                "relevant_clip_ids": clips,
-                "saliency_scores": [[2, 3, 4]] * 5,
-            }
-            lines.append(json.dumps(row) + "\n")
-        (folder / f"highlight_{split}_release.jsonl").write_text("".join(lines), "utf-8")
-    return folder
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
