@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from momentdetr.detr.elementwise import kept
 from momentdetr.detr.types import Memory
 
 
@@ -48,8 +49,20 @@ def attend(
         (B, Q, C).
     """
     query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))  # (B, H, ., .)
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    if dropout and query.device.type == "cpu" and (mask is None or bool(mask.any(-1).all())):
+        mixed = _attend_and_drop(query, key, value, mask, dropout)
+    else:
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     return mixed.transpose(1, 2).flatten(-2)
+
+
+def _attend_and_drop(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """The same in plain steps, for the CPU, where torch's draws its dropout slowly; every query has a key."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (B, H, Q, N)
+    if mask is not None:
+        scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
+    weights = scores.softmax(-1)
+    return (weights * kept(weights, dropout)) @ value
 
 
 def key_mask(mask: Tensor | None) -> Tensor | None:

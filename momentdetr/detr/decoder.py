@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from momentdetr.detr.attention import Guidance
+from momentdetr.detr.elementwise import Dropout
 from momentdetr.detr.mlp import MLP, FeedForward
 from momentdetr.detr.parametrization import CenterSize
 from momentdetr.detr.positions import box_features
@@ -34,7 +35,7 @@ class DecoderLayer(nn.Module):
         self.self_attention, self.cross_attention = self_attention, cross_attention
         self.feed_forward = feed_forward
         self.norm_self, self.norm_cross, self.norm_feed_forward = (nn.LayerNorm(width) for _ in range(3))
-        self.dropout, self.pre_norm = nn.Dropout(dropout), pre_norm
+        self.dropout, self.pre_norm = Dropout(dropout), pre_norm
 
     def forward(self, content: Tensor, guidance: Guidance, memory: Memory) -> Tensor:
         """(B, Q, C) -> (B, Q, C)."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from momentdetr.detr.attention import Attention, key_mask, plus
+from momentdetr.detr.elementwise import Dropout
 from momentdetr.detr.mlp import FeedForward
 from momentdetr.detr.types import Memory
 
@@ -42,7 +43,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_attention, self.feed_forward = self_attention, feed_forward
         self.norm_attention, self.norm_feed_forward = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout, self.pre_norm = nn.Dropout(dropout), pre_norm
+        self.dropout, self.pre_norm = Dropout(dropout), pre_norm
 
     def forward(self, memory: Memory) -> Tensor:
         """The memory's tokens, encoded: (B, N, C)."""

@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from momentdetr.detr.elementwise import Dropout
+
 Activation = Callable[[], nn.Module]
 
 ACTIVATIONS: dict[str, Activation] = {"relu": nn.ReLU, "gelu": nn.GELU, "prelu": nn.PReLU, "selu": nn.SELU}
@@ -44,7 +46,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.expand = nn.Linear(width, hidden)
         self.activation = activation()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.contract = nn.Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:

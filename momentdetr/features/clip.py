@@ -8,6 +8,7 @@ normalised here; the feature specification says what the model's loader does.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,17 @@ class OpenClipEncoder(TowerEncoder):
             max_words=max_words,
         )
         return cls(net, tokenizer, spec, device=device, dtype=dtype, batch_size=batch_size)
+
+    @torch.no_grad()
+    def pool_text(self, states: Sequence[Tensor]) -> Tensor | None:
+        tower: Any = getattr(self._model, "text", self._model)
+        if getattr(self._model, "text_pool_type", getattr(tower, "pool_type", None)) not in ("argmax", "eos"):
+            return None
+        ends = torch.stack([state[-1] for state in states]).to(self._device)
+        projection = tower.text_projection
+        if projection is None:
+            return ends.cpu()
+        return (projection(ends) if isinstance(projection, nn.Module) else ends @ projection).float().cpu()
 
     def _image_embeddings(self, images: Tensor) -> Tensor:
         return _embed(self._model, images)

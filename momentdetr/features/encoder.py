@@ -133,6 +133,17 @@ class TowerEncoder(ABC):
             for number, (state, length) in enumerate(zip(states, tokens.lengths, strict=True))
         ]
 
+    def pool_text(self, states: Sequence[Tensor]) -> Tensor | None:
+        """One vector a query, comparable with the vectors of frames.
+
+        Args:
+            states: N results of `encode_text`.
+
+        Returns:
+            (N, C) float32 on the CPU, not normalised; None where a model makes it of more than the end mark's state.
+        """
+        return None
+
     def _precision(self) -> AbstractContextManager[None]:
         return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
 

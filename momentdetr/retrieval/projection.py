@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from momentdetr.detr.elementwise import Dropout
+
 
 class Projection(nn.Module):
     """Layer norm, dropout and a linear layer, several times, with ReLU between: (B, N, size_in) -> (B, N, width).
@@ -27,7 +29,7 @@ class Projection(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(size) for size in sizes)
         seen = [size_in * (2 * context + 1), *sizes[1:]]
         self.linears = nn.ModuleList(nn.Linear(size, width) for size in seen)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.context = context
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -61,7 +63,7 @@ class LearnedTextPositions(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(max_words, width)
         self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, W, C) -> (B, W, C)."""

@@ -18,6 +18,7 @@ from momentdetr.detr.attention import (
     SelfAttention,
 )
 from momentdetr.detr.decoder import AnchorGuide, Decoder, DecoderLayer, FixedGuide, Head
+from momentdetr.detr.elementwise import PReLU
 from momentdetr.detr.encoder import DenseSelfAttention, Encoder, EncoderLayer
 from momentdetr.detr.initialization import init_transformer
 from momentdetr.detr.losses import Criterion, cross_entropy, giou_loss, l1
@@ -109,6 +110,8 @@ def projections(sizes: Sizes) -> tuple[Projection, Projection]:
 
 
 def feed_forward(sizes: Sizes, activation: Activation) -> FeedForward:
+    if activation is nn.PReLU:
+        activation = PReLU  # the same, faster
     return FeedForward(sizes.width, sizes.feed_forward, dropout=sizes.dropout, activation=activation)
 
 

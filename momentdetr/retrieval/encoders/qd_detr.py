@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from momentdetr.detr.attention import key_mask
+from momentdetr.detr.elementwise import Dropout
 from momentdetr.detr.encoder import Encoder
 from momentdetr.detr.mlp import FeedForward
 from momentdetr.detr.positions import grid_positions
@@ -41,7 +42,7 @@ class TextToVideoLayer(nn.Module):
         super().__init__()
         self.attention, self.feed_forward = attention, feed_forward
         self.norm_attention, self.norm_feed_forward = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout: nn.Module = nn.Dropout(dropout)
+        self.dropout: nn.Module = Dropout(dropout)
         self.official_batch_faults = official_batch_faults
 
     def forward(
