@@ -119,7 +119,7 @@ def test_no_module_imports_itself_through_others() -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("cli.py", ["momentdetr.cli_data", "momentdetr.errors", "momentdetr.terminal"]),
+        ("cli.py", ["momentdetr.cli_data", "momentdetr.cli_extract", "momentdetr.errors", "momentdetr.terminal"]),
         ("cli_data.py", ["momentdetr.terminal"]),
     ],
 )

@@ -23,8 +23,7 @@ from momentdetr.detr.mlp import MLP
 from momentdetr.detr.parametrization import CenterSize
 from momentdetr.detr.proposals import ProposalHead, ProposedQueries, by_first_class
 from momentdetr.detr.types import LossTerm
-from momentdetr.retrieval.encoders.cg_attention import DropPath
-from momentdetr.retrieval.encoders.flashvtg import UnprojectedAttention
+from momentdetr.retrieval.encoders.cg_attention import DropPath, DummyAttention
 from momentdetr.retrieval.encoders.sg_detr import SgDetrEncoder
 from momentdetr.retrieval.encoders.sg_detr_answers import AnswerRule, Heads, SgDetr
 from momentdetr.retrieval.encoders.sg_detr_head import ChainedSelfAttention, QualityDecoder, ScaledGuide, SgDetrHead
@@ -148,7 +147,7 @@ def _encoder(
             _start(linear, 1.0 if last else nn.init.calculate_gain("relu"))
     pooling = [
         PoolingLayer(
-            attention=UnprojectedAttention(sizes.width, sizes.num_heads, sizes.dropout, num_dummies=0),
+            attention=DummyAttention(sizes.width, sizes.num_heads, sizes.dropout),
             feed_forward=feed_forward(sizes, nn.PReLU),
             width=sizes.width,
         )

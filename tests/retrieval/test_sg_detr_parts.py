@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from momentdetr.detr.encoder import Encoder
 from momentdetr.detr.mlp import FeedForward
-from momentdetr.retrieval.encoders.flashvtg import UnprojectedAttention
+from momentdetr.retrieval.encoders.cg_attention import DummyAttention
 from momentdetr.retrieval.encoders.sg_detr_saliency import (
     GuidedAttention,
     GuidedFusion,
@@ -122,8 +122,7 @@ def test_norms_stand_where_the_description_has_them(words: tuple[Tensor, Tensor]
 
 def test_a_sentence_is_what_its_query_reads(words: tuple[Tensor, Tensor]) -> None:
     layers = [
-        PoolingLayer(attention=UnprojectedAttention(WIDTH, HEADS, num_dummies=0), feed_forward=network(), width=WIDTH)
-        for _ in range(2)
+        PoolingLayer(attention=DummyAttention(WIDTH, HEADS), feed_forward=network(), width=WIDTH) for _ in range(2)
     ]
     pooling = shaken(LearnedPooling(layers, WIDTH))
     nn.init.normal_(pooling.query)
@@ -142,7 +141,7 @@ def test_a_sentence_is_what_its_query_reads(words: tuple[Tensor, Tensor]) -> Non
 
 def test_local_saliency_is_a_stretched_cosine() -> None:
     pooling = LearnedPooling(
-        [PoolingLayer(attention=UnprojectedAttention(WIDTH, 1, num_dummies=0), feed_forward=network(), width=WIDTH)],
+        [PoolingLayer(attention=DummyAttention(WIDTH, 1), feed_forward=network(), width=WIDTH)],
         WIDTH,
     )
     local = LocalSaliency(pooling)

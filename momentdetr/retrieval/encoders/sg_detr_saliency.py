@@ -12,7 +12,7 @@ from momentdetr.detr.attention import attend, key_mask
 from momentdetr.detr.encoder import Encoder
 from momentdetr.detr.mlp import FeedForward
 from momentdetr.detr.types import Memory
-from momentdetr.retrieval.encoders.flashvtg import UnprojectedAttention
+from momentdetr.retrieval.encoders.cg_attention import DummyAttention
 
 TEMPERATURE = 3.0  # logarithm of what cosines are multiplied by, at the start
 
@@ -21,12 +21,12 @@ class PoolingLayer(nn.Module):
     """A query reads the words (Touvron et al., 2021), without projections; then a feed-forward network.
 
     Args:
-        attention: (query, key, value, mask) -> (B, 1, C).
+        attention: (query, key, value, mask, number of dummies) -> (B, 1, C) and weights.
         feed_forward: (B, 1, C) -> (B, 1, C).
         width: C.
     """
 
-    def __init__(self, *, attention: UnprojectedAttention, feed_forward: FeedForward, width: int) -> None:
+    def __init__(self, *, attention: DummyAttention, feed_forward: FeedForward, width: int) -> None:
         super().__init__()
         self.attention, self.feed_forward = attention, feed_forward
         self.norm_words, self.norm_query = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -37,7 +37,7 @@ class PoolingLayer(nn.Module):
     def forward(self, query: Tensor, words: Tensor, mask: Tensor) -> Tensor:
         """Query (B, 1, C), words (B, W, C) and which are real (B, W) -> (B, 1, C)."""
         words = self.norm_words(words)
-        query = query + self.attention(query, words, words, key_mask(mask))
+        query = query + self.attention(query, words, words, key_mask(mask), 0)[0]
         found: Tensor = query + self.feed_forward(self.norm_query(query))
         return found
 
