@@ -171,6 +171,13 @@ def _with_features(records: Sequence[MomentRecord], config: DataConfig, spec: Fe
     if PROTOCOLS[dataset(config.dataset).protocol].judges == "clips":
         videos = _as_long_as_labels(videos, records)
     made = MomentDataset(records, videos, texts, spec)
+    cut = 0 if isinstance(texts, LazyFeatures) else sum(len(words) > spec.max_words for words in texts.values())
+    if cut:
+        warnings.warn(
+            f"{cut} queries have more than {spec.max_words} tokens; the model sees only their first ones "
+            "(features.max_words)",
+            stacklevel=2,
+        )
     if made.num_truncated:
         warnings.warn(
             f"{made.num_truncated} videos have more than {spec.max_clips} clips; the model sees only their first "

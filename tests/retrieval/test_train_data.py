@@ -167,6 +167,9 @@ def test_nothing_is_cut_without_being_told(tmp_path: Path) -> None:
     spec = FeatureSpec.from_dict({**SPEC.to_dict(), "max_clips": 5})
     with pytest.warns(UserWarning, match="2 videos have more than 5 clips; the model sees only their first 10 s"):
         read_splits(DataConfig(**data), spec)
+    spec = FeatureSpec.from_dict({**SPEC.to_dict(), "max_words": 4})
+    with pytest.warns(UserWarning, match="2 queries have more than 4 tokens; the model sees only their first ones"):
+        read_splits(DataConfig(**data), spec)
 
 
 def test_features_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
