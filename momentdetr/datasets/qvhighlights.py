@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from momentdetr.datasets.jsonl import is_number
+from momentdetr.datasets.jsonl import are_numbers
 from momentdetr.datasets.lines import check_lines, moment_of, short
 from momentdetr.datasets.records import AnnotationReport, MomentRecord, Saliency
 
@@ -74,11 +75,9 @@ def _saliency(data: Mapping[str, Any]) -> Saliency | str | None:
     clips, scores = data.get("relevant_clip_ids"), data.get("saliency_scores")
     if clips is None and scores is None:
         return None
-    if not isinstance(clips, list) or not all(isinstance(clip, int) and is_number(clip) for clip in clips):
+    if not isinstance(clips, list) or not set(map(type, clips)) <= {int} or not are_numbers(clips):
         return f"relevant_clip_ids is {short(clips)}, expected whole numbers"
-    rows_are_right = isinstance(scores, list) and all(
-        isinstance(row, list) and all(is_number(score) for score in row) for row in scores
-    )
-    if not isinstance(scores, list) or not rows_are_right:
+    rows_are_right = isinstance(scores, list) and set(map(type, scores)) <= {list}
+    if not isinstance(scores, list) or not rows_are_right or not are_numbers(list(chain.from_iterable(scores))):
         return f"saliency_scores is {short(scores)}, expected one list of numbers a clip"
-    return Saliency(tuple(clips), tuple(tuple(row) for row in scores))
+    return Saliency(tuple(clips), tuple(map(tuple, scores)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from momentdetr.errors import BadInput
@@ -135,16 +136,16 @@ def _saliency_faults(saliency: Saliency, duration_s: float, clip_length_s: float
     faults = []
     if len(saliency.clips) != len(saliency.scores):
         faults.append(f"{len(saliency.clips)} relevant_clip_ids but {len(saliency.scores)} saliency_scores")
-    if len({len(row) for row in saliency.scores}) > 1 or any(not row for row in saliency.scores):
+    if len(set(map(len, saliency.scores))) > 1 or not all(saliency.scores):
         faults.append("saliency_scores differ in the number of annotators")
-    if not all(math.isfinite(score) for row in saliency.scores for score in row):
+    if not all(map(math.isfinite, chain.from_iterable(saliency.scores))):
         faults.append("saliency_scores are not all finite")
     if len(set(saliency.clips)) < len(saliency.clips):
         faults.append("relevant_clip_ids name a clip twice")
     num_clips = math.inf if clip_length_s is None else math.ceil(duration_s / clip_length_s - 1e-6)
-    outside = [clip for clip in saliency.clips if not 0 <= clip < num_clips]
-    if outside:
-        faults.append(f"relevant_clip_ids has {outside[0]}, but the video's clips are 0 to {num_clips - 1}")
+    if saliency.clips and not (min(saliency.clips) >= 0 and max(saliency.clips) < num_clips):
+        outside = next(clip for clip in saliency.clips if not 0 <= clip < num_clips)
+        faults.append(f"relevant_clip_ids has {outside}, but the video's clips are 0 to {num_clips - 1}")
     return faults
 
 

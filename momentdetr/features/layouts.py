@@ -116,11 +116,28 @@ def read_text_features(root: str | Path, layout: Layout | str, qid: int | str) -
         BadInput: a file that is missing, unreadable or holds no token states.
     """
     layout = named_layout(layout)
+    return _rows(find_text_file(root, layout, qid), layout.text_key, layout.flatten)
+
+
+def find_video_files(root: str | Path, layout: Layout | str, vid: str) -> list[Path]:
+    """The files of a video's streams; nothing in them is read.
+
+    Raises:
+        BadInput: one is missing.
+    """
+    return [_find(root, pattern, vid=vid) for patterns in named_layout(layout).video for pattern in patterns]
+
+
+def find_text_file(root: str | Path, layout: Layout | str, qid: int | str) -> Path:
+    """The file of a query's token states; nothing in it is read.
+
+    Raises:
+        BadInput: it is missing.
+    """
     name = str(qid)
     video, _, number = name.rpartition("_")
-    if "{video}" not in layout.text:
-        return _rows(_find(root, layout.text, qid=name), layout.text_key, layout.flatten)
-    return _rows(_find(root, layout.text, video=video, number=number), layout.text_key, layout.flatten)
+    pattern = named_layout(layout).text
+    return _find(root, pattern, qid=name) if "{qid}" in pattern else _find(root, pattern, video=video, number=number)
 
 
 def read_array(path: str | Path, key: str | None = None, *, max_bytes: int = MAX_FILE_BYTES) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from momentdetr.errors import BadInput
-from momentdetr.features.layouts import read_text_features, read_video_features
+from momentdetr.features.layouts import find_text_file, find_video_files, read_text_features, read_video_features
 from momentdetr.features.spec import FeatureSpec
 
 
@@ -42,9 +42,7 @@ def read_published(
     faults: list[str] = []
     clips = _each(videos, lambda name: _video(root, layout, name, spec), faults)
     words = _each(qids, lambda qid: _text(root, layout, qid, spec), faults)
-    if faults:
-        shown = "\n  ".join(faults[:50]) + (f"\n  and {len(faults) - 50} more" if len(faults) > 50 else "")
-        raise BadInput(f"{len(faults)} features cannot be used:\n  {shown}")
+    _refuse(faults)
     return clips, words
 
 
@@ -60,16 +58,6 @@ class LazyFeatures(Mapping[str, Tensor]):
         self._names = dict.fromkeys(names)
         self._read = read
 
-    @classmethod
-    def of(
-        cls, root: str | Path, layout: str, videos: Iterable[str], qids: Iterable[str], spec: FeatureSpec
-    ) -> tuple[LazyFeatures, LazyFeatures]:
-        """Features of videos and of queries. Arguments as `read_published`."""
-        return (
-            cls(videos, lambda name: _video(root, layout, name, spec)),
-            cls(qids, lambda qid: _text(root, layout, qid, spec)),
-        )
-
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
@@ -80,6 +68,34 @@ class LazyFeatures(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def open_published(
+    root: str | Path, layout: str, videos: Iterable[str], qids: Iterable[str], spec: FeatureSpec
+) -> tuple[LazyFeatures, LazyFeatures]:
+    """As `read_published`, but each file is read, and checked, when it is asked for.
+
+    Raises:
+        BadInput: names every file that is missing. What is in the others shows when they are read.
+    """
+    videos, qids, faults = dict.fromkeys(videos), dict.fromkeys(qids), []
+    for names, find in ((videos, find_video_files), (qids, find_text_file)):
+        for name in names:
+            try:
+                find(root, layout, name)
+            except BadInput as error:
+                faults.append(str(error))
+    _refuse(faults)
+    return (
+        LazyFeatures(videos, lambda name: _video(root, layout, name, spec)),
+        LazyFeatures(qids, lambda qid: _text(root, layout, qid, spec)),
+    )
+
+
+def _refuse(faults: Sequence[str]) -> None:
+    if faults:
+        shown = "\n  ".join(faults[:50]) + (f"\n  and {len(faults) - 50} more" if len(faults) > 50 else "")
+        raise BadInput(f"{len(faults)} features cannot be used:\n  {shown}")
 
 
 def _video(root: str | Path, layout: str, name: str, spec: FeatureSpec) -> Tensor:

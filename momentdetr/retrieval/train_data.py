@@ -17,7 +17,7 @@ from momentdetr.errors import BadInput
 from momentdetr.evaluation.protocols import PROTOCOLS
 from momentdetr.features.spec import FeatureSpec
 from momentdetr.retrieval.batches import MomentDataset
-from momentdetr.retrieval.feature_files import LazyFeatures, read_published, read_tensors
+from momentdetr.retrieval.feature_files import open_published, read_published, read_tensors
 from momentdetr.retrieval.generated import generate
 from momentdetr.training.config import Section
 
@@ -38,7 +38,8 @@ class DataConfig(Section):
         text: a .safetensors file, query id as text -> (W, dim).
         root: instead of these two, a folder of published features ...
         layout: ... that is laid out as one of `features.layouts.LAYOUTS`.
-        in_memory: read all features at once; False reads them when they are needed, from `root`.
+        in_memory: read all features at once; False reads them when they are needed, from `root`, so that what is wrong
+            with them, or is cut, is not told before (`momentdetr data check` tells it).
         generated: make so many queries (and a quarter as many to be scored on) instead of reading any file.
     """
 
@@ -161,7 +162,7 @@ def _with_features(records: Sequence[MomentRecord], config: DataConfig, spec: Fe
     videos: Features
     texts: Features
     if config.root and config.layout and not config.in_memory:
-        videos, texts = LazyFeatures.of(config.root, config.layout, names, qids, spec)
+        videos, texts = open_published(config.root, config.layout, names, qids, spec)
     elif config.root and config.layout:
         videos, texts = read_published(config.root, config.layout, names, qids, spec)
     else:
@@ -170,7 +171,16 @@ def _with_features(records: Sequence[MomentRecord], config: DataConfig, spec: Fe
         videos, texts = read_tensors(config.video, names), read_tensors(config.text, qids)
     if PROTOCOLS[dataset(config.dataset).protocol].judges == "clips":
         videos = _as_long_as_labels(videos, records)
-    made = MomentDataset(records, videos, texts, spec)
+    made = MomentDataset(records, videos, texts, spec, checked=not config.in_memory)
+    if not config.in_memory:
+        return made  # reading them all would take as long as an epoch; `momentdetr data check` does it
+    cut = sum(len(words) > spec.max_words for words in texts.values())
+    if cut:
+        warnings.warn(
+            f"{cut} queries have more than {spec.max_words} tokens; the model sees only their first ones "
+            "(features.max_words)",
+            stacklevel=2,
+        )
     if made.num_truncated:
         warnings.warn(
             f"{made.num_truncated} videos have more than {spec.max_clips} clips; the model sees only their first "

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from momentdetr.datasets.records import MomentRecord
 from momentdetr.errors import BadInput
 from momentdetr.features.spec import FeatureSpec
-from momentdetr.retrieval.feature_files import LazyFeatures
+from momentdetr.retrieval.feature_files import open_published
 from momentdetr.retrieval.train import train
 from momentdetr.retrieval.train_data import DataConfig, hold_out, read_splits, refuse_test_split
 
@@ -167,6 +167,9 @@ def test_nothing_is_cut_without_being_told(tmp_path: Path) -> None:
     spec = FeatureSpec.from_dict({**SPEC.to_dict(), "max_clips": 5})
     with pytest.warns(UserWarning, match="2 videos have more than 5 clips; the model sees only their first 10 s"):
         read_splits(DataConfig(**data), spec)
+    spec = FeatureSpec.from_dict({**SPEC.to_dict(), "max_words": 4})
+    with pytest.warns(UserWarning, match="2 queries have more than 4 tokens; the model sees only their first ones"):
+        read_splits(DataConfig(**data), spec)
 
 
 def test_features_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
@@ -174,20 +177,23 @@ def test_features_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
     (tmp_path / "clip_text").mkdir()
     np.savez(tmp_path / "clip" / "v.npz", features=np.ones((4, 32), np.float32))
     np.savez(tmp_path / "clip_text" / "qid1.npz", last_hidden_state=np.ones((3, 24), np.float32))
-    videos, texts = LazyFeatures.of(tmp_path, "lighthouse_clip", ["v", "w"], ["1"], SPEC)
-    assert list(videos) == ["v", "w"]
+    with pytest.raises(BadInput, match=r"2 features cannot be used:\n.*'w'(.|\n)*'2'"):
+        open_published(tmp_path, "lighthouse_clip", ["v", "w"], ["1", "2"], SPEC)
+    videos, texts = open_published(tmp_path, "lighthouse_clip", ["v"], ["1"], SPEC)
+    assert list(videos) == ["v"]
     assert torch.equal(videos["v"], torch.ones(4, 32))
     assert texts["1"].shape == (3, 24)
     with pytest.raises(KeyError):
         videos["x"]
-    with pytest.raises(BadInput, match="no features"):
-        videos["w"]
     (tmp_path / "train.jsonl").write_text(json.dumps(moment(1, "v")) + "\n")
     data = {"dataset": "charades", "train": str(tmp_path / "train.jsonl"), "root": str(tmp_path)}
     splits = read_splits(DataConfig(**data, layout="lighthouse_clip", in_memory=False), SPEC)
     assert splits.train.batch([0]).inputs.video.shape[1] == 4
     np.savez(tmp_path / "clip" / "v.npz", features=np.ones((9, 32), np.float32))
     assert splits.train.batch([0]).inputs.video.shape[1] == 9
+    np.savez(tmp_path / "clip" / "v.npz", features=np.full((9, 32), np.nan, np.float32))
+    with pytest.raises(BadInput, match="NaN"):
+        splits.train.batch([0])
     (tmp_path / "clip" / "v.npz").unlink()
     with pytest.raises(BadInput, match="1 features cannot be used"):
         read_splits(DataConfig(**data, layout="lighthouse_clip", in_memory=False), SPEC)
