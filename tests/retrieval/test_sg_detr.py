@@ -85,6 +85,12 @@ def test_weights_start_as_published() -> None:
         assert not boxes.layers[-1].weight.any()
         assert boxes.layers[0].weight.any()
     assert not model.encoder.global_saliency.weight.any()
+    for hidden in (head.decoder.quality.layers[1], head.decoder.guide.query_scale.layers[0], boxes.layers[0]):
+        assert hidden.weight.abs().max().item() == pytest.approx((2 * 6 / 512) ** 0.5, rel=1e-3)  # Xavier, for ReLU
+        assert not hidden.bias.any()
+    wide = model.encoder.encoder.layers[0].feed_forward
+    assert wide.expand.weight.abs().max().item() == pytest.approx((2 / (1 + 0.25**2) * 6 / 1280) ** 0.5, rel=1e-3)
+    assert wide.contract.weight.abs().max().item() == pytest.approx((6 / 1280) ** 0.5, rel=1e-3)
     for layers in (model.encoder.encoder.layers, model.encoder.fusion.layers, head.decoder.layers):
         for name, value in layers[0].state_dict().items():
             assert torch.equal(value, layers[1].state_dict()[name]), name
