@@ -141,10 +141,8 @@ def _encoder(
     options: Mapping[str, bool],
 ) -> SgDetrEncoder:
     video, text = projections(sizes)
-    for projection in (video, text):
-        for index, linear in enumerate(projection.linears):
-            last = index + 1 == len(projection.linears)
-            _start(linear, 1.0 if last else nn.init.calculate_gain("relu"))
+    _start_all(video.linears)
+    _start_all(text.linears)
     pooling = [
         PoolingLayer(
             attention=DummyAttention(sizes.width, sizes.num_heads, sizes.dropout),
@@ -213,10 +211,9 @@ def _decoder(sizes: Sizes, prior: float) -> QualityDecoder:
     ]
     guide, quality = ScaledGuide(width), MLP(2 * width, width, width, 1)
     init_transformer(*layers)
-    for module in (guide, quality):
-        for part in module.modules():
-            if isinstance(part, nn.Linear):
-                _start(part)
+    for part in (quality, *guide.modules()):
+        if isinstance(part, MLP):
+            _start_all(part.layers)
     return QualityDecoder(
         layers=layers,
         guide=guide,
@@ -281,8 +278,7 @@ def _rare(width: int, prior: float) -> nn.Linear:
 def _spans(width: int) -> MLP:
     """A box head that starts at its reference."""
     head = MLP(width, width, width, 2)
-    for linear in head.layers:
-        _start(linear)
+    _start_all(head.layers)
     zero_last_layer(head)
     return head
 
@@ -291,6 +287,14 @@ def _start(linear: nn.Module, gain: float = 1.0) -> None:
     assert isinstance(linear, nn.Linear)
     nn.init.xavier_uniform_(linear.weight, gain=gain)
     nn.init.zeros_(linear.bias)
+
+
+def _start_all(linears: nn.ModuleList) -> None:
+    """Linear layers with ReLU between."""
+    *hidden, last = linears
+    for linear in hidden:
+        _start(linear, nn.init.calculate_gain("relu"))
+    _start(last)
 
 
 def _start_layers(model: SgDetr, drop_path: float) -> None:

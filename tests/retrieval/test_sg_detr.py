@@ -15,16 +15,21 @@ from torch import nn
 
 from momentdetr.detr.types import Assignment, Predictions, Targets
 from momentdetr.errors import BadInput
+from momentdetr.features.layouts import LAYOUTS
 from momentdetr.features.spec import FeatureSpec, Stream
 from momentdetr.retrieval import checkpoint
+from momentdetr.retrieval import train as training
 from momentdetr.retrieval.batches import MomentDataset
 from momentdetr.retrieval.encoders.cg_attention import DropPath
 from momentdetr.retrieval.generated import generate
 from momentdetr.retrieval.predicting import predict_dataset
 from momentdetr.retrieval.presets import build
+from momentdetr.retrieval.train import RetrievalConfig
 from momentdetr.retrieval.types import MomentTargets, VideoText
+from momentdetr.training.config import load_config
 
 Make = Callable[..., Any]
+CONFIGS = Path(__file__).parents[2] / "configs" / "retrieval"
 PUBLISHED = {"video_dim": 514, "text_dim": 512, "encoder_layers": 3, "decoder_layers": 3, "num_queries": 25}
 SMALL_SAMPLES = (1, 2, 3, 9)
 
@@ -80,6 +85,12 @@ def test_weights_start_as_published() -> None:
         assert not boxes.layers[-1].weight.any()
         assert boxes.layers[0].weight.any()
     assert not model.encoder.global_saliency.weight.any()
+    for hidden in (head.decoder.quality.layers[1], head.decoder.guide.query_scale.layers[0], boxes.layers[0]):
+        assert hidden.weight.abs().max().item() == pytest.approx((2 * 6 / 512) ** 0.5, rel=1e-3)  # Xavier, for ReLU
+        assert not hidden.bias.any()
+    wide = model.encoder.encoder.layers[0].feed_forward
+    assert wide.expand.weight.abs().max().item() == pytest.approx((2 / (1 + 0.25**2) * 6 / 1280) ** 0.5, rel=1e-3)
+    assert wide.contract.weight.abs().max().item() == pytest.approx((6 / 1280) ** 0.5, rel=1e-3)
     for layers in (model.encoder.encoder.layers, model.encoder.fusion.layers, head.decoder.layers):
         for name, value in layers[0].state_dict().items():
             assert torch.equal(value, layers[1].state_dict()[name]), name
@@ -270,6 +281,7 @@ def test_a_round_trip_through_a_file(tmp_path: Path, make: Make, spec: FeatureSp
     assert torch.equal(found.scores, expected.scores)
     assert torch.equal(found.spans, expected.spans)
     assert torch.equal(found.saliency, expected.saliency)
+    assert found.saliency_is_logit
 
 
 def test_wrong_options_are_explained() -> None:
@@ -326,3 +338,41 @@ def test_targets_of_a_batch_without_any_are_judged_as_background(make: Make, inp
     assert losses.terms["class"] > 0
     assert losses.terms["class_points"] > 0
     assert not [name for name in losses.terms if "lent" in name]
+
+
+def test_the_published_configuration_builds() -> None:
+    config = load_config(RetrievalConfig, CONFIGS / "sg_detr_qvhighlights.yaml")
+    assert isinstance(config.features, dict)
+    spec = FeatureSpec.from_dict(config.features)
+    assert (spec.video_dim, spec.text_dim) == (514, 512)
+    assert config.data.layout in LAYOUTS
+    model = build({**config.model, "sizes": {**config.model["sizes"], "video_dim": 514, "text_dim": 512}})
+    assert count(model) == 13_446_182
+    assert len(model.head.decoder.layers) == len(model.encoder.encoder.layers) == 3
+    assert model.criterion.weights == {"span": 10, "giou": 1, "class": 5, "quality": 1}
+    assert model.criterion.matcher.weights == {"l1": 10, "giou": 1, "class": 4, "quality": 1}
+    assert model.weights == {"saliency": 1, "ms_align": 1, "momcls": 3}
+
+
+@pytest.mark.slow
+def test_training_stopped_and_resumed_writes_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collaborative queries, denoising and dropped branches draw from the generator that a checkpoint keeps."""
+    sizes = "{width: 16, num_heads: 2, feed_forward: 24, encoder_layers: 1, num_queries: 4}"
+    overrides = ["training.epochs=2", "training.max_steps=null", "training.batch_size=12"]
+    overrides += ["model.preset=sg_detr", f"model.sizes={sizes}", "model.denoising=true"]
+    whole = training.train(CONFIGS / "debug.yaml", overrides, tmp_path / "whole", progress=False)
+    original, calls = training._loss, []
+
+    def stop_in_the_second_epoch(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(*given)
+
+    monkeypatch.setattr(training, "_loss", stop_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(CONFIGS / "debug.yaml", overrides, tmp_path / "parts", progress=False)
+    monkeypatch.setattr(training, "_loss", original)
+    parts = training.train(CONFIGS / "debug.yaml", overrides, tmp_path / "parts", resume=True, progress=False)
+    first, second = (checkpoint.load(folder)[0].state_dict() for folder in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -23,7 +23,7 @@ from momentdetr.retrieval.encoders.sg_detr_saliency import (
     LocalSaliency,
     PoolingLayer,
 )
-from momentdetr.retrieval.types import VideoText
+from momentdetr.retrieval.types import MomentTargets, VideoText
 
 Make = Callable[..., Any]
 WIDTH, HEADS, CLIPS, WORDS = 8, 2, 5, 4
@@ -258,6 +258,24 @@ def test_a_moment_is_summed_up_from_its_own_clips(model: Any, inputs: VideoText)
         torch.testing.assert_close(frames[sample, others], seen)
         assert not frames[sample, ~inputs.video_mask[sample]].any()
         torch.testing.assert_close(sentence[sample], encoder.sentence(*words_of(parts, sample))[0][0])
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_clips_are_told_by_their_moment(model: Any, inputs: VideoText, targets: MomentTargets, official: bool) -> None:
+    """Scaled products of a moment's summary and clips; the official mean counts padded clips as costing nothing."""
+    inputs, encoder = doubled(inputs), model.encoder
+    encoder.official_batch_faults = official
+    encoding, mask = encoder(inputs), inputs.video_mask
+    found = encoder.losses(encoding, targets, mask)["momcls"]
+    assert targets.saliency is not None
+    assert targets.saliency.scores is not None
+    relevant = (targets.saliency.scores > 0) & mask
+    _, moment, frames = encoder.summaries(encoding, relevant, mask)
+    total = 0.0
+    for sample, clip in mask.nonzero().tolist():
+        logit = (moment[sample] @ frames[sample, clip]).item() / 4
+        total += math.log(1 + math.exp(logit)) - logit * float(relevant[sample, clip])
+    assert found.item() == pytest.approx(total / (27 if official else 24))
 
 
 def words_of(parts: dict[str, Tensor], sample: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,6 +12,7 @@ from momentdetr.detr.boxes import at_least_float32, to_corners
 from momentdetr.detr.fusion import fuse_boxes
 from momentdetr.detr.losses import Losses
 from momentdetr.detr.nms import nms
+from momentdetr.detr.types import Predictions
 from momentdetr.retrieval.encoders.sg_detr_head import SgDetrOutput
 from momentdetr.retrieval.model import MomentPredictions, MomentRetriever
 from momentdetr.retrieval.types import MomentOutput, MomentTargets, VideoText
@@ -107,6 +108,22 @@ def whole_clips(spans: Tensor, num_clips: Tensor) -> Tensor:
     return torch.stack([start, torch.where(short, start + 1, end)], -1) / num_clips
 
 
+def on_host(output: SgDetrOutput) -> SgDetrOutput:
+    """What answers are made of: the last layer and the points, in the CPU's memory."""
+    last, points = (
+        Predictions(*(None if x is None else x.cpu() for x in (said.logits, said.boxes, said.quality)))  # type: ignore[arg-type]
+        for said in (output.last, output.points)
+    )
+    return replace(
+        output,
+        layers=(last,),
+        points=points,
+        proposed=output.proposed.cpu(),
+        points_mask=output.points_mask.cpu(),
+        num_clips=output.num_clips.cpu(),
+    )
+
+
 class SgDetr(MomentRetriever):
     """A retriever that needs to know what is true while it detects, for its collaborative queries and denoising groups.
 
@@ -131,6 +148,7 @@ class SgDetr(MomentRetriever):
         output = self(inputs)
         said, saliency = output.output, at_least_float32(output.saliency)
         assert isinstance(said, SgDetrOutput)
+        said = on_host(said)  # box by box, a device would only wait
         found = [self.answers(said, sample) for sample in range(len(saliency))]
         scores = saliency.new_zeros(len(found), max([1, *(len(own) for _, own in found)]))
         spans = saliency.new_zeros(*scores.shape, 2)
@@ -142,4 +160,5 @@ class SgDetr(MomentRetriever):
             saliency=saliency,
             video_mask=inputs.video_mask,
             absent=self.presence.absent(scores, saliency, inputs.video_mask),
+            saliency_is_logit=True,  # it is asked which clips are relevant
         )
