@@ -113,7 +113,9 @@ def backward(
         grad_value = call.new("grad_value", value.shape, call.value.dtype)
     else:
         grad_value = call.keep("grad_value", torch.zeros(value.shape, dtype=call.real))
-    call.new("weights", logits.shape, call.real)
+    with_references = with_references and references is not None
+    if by_level or with_references:
+        call.new("weights", logits.shape, call.real)
     grad_logits = call.new("grad_logits", logits.shape, call.real)
     grad_offsets = call.new("grad_offsets", offsets.shape, call.real)
     grad_references = None

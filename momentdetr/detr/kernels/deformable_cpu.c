@@ -7,8 +7,8 @@
  *
  * Backward. One task for each sample and head, or for each of its levels where threads are many: it alone writes its
  * cells of grad_value and its points' gradients, in the order of the queries, so nothing is atomic and every run gives
- * the same bits, however many threads there are. It copies its own cells where that pays. A last pass
- * turns what tasks left behind into gradients of logits, offsets and references. */
+ * the same bits, however many threads there are. It copies its own cells where that pays. Where tasks
+ * are levels, or references want gradients, softmax comes before them and after them a pass over what they left behind. */
 
 #include <math.h>
 #include <stddef.h>
@@ -40,7 +40,7 @@ typedef struct {
     void *output;           /* (B, Q, H, C) values */
     /* backward only; REAL is float, or double for values of FLOAT64 */
     const void *grad_output; /* (B, Q, H, C) values */
-    void *weights;           /* (B, Q, H, L, P) REAL, filled here */
+    void *weights;           /* (B, Q, H, L, P) REAL, filled here; NULL: tasks are whole heads and do all on their own */
     void *grad_copies;       /* threads x (slots, C) REAL */
     void *grad_value;        /* (B, S, H, C): values where tasks copy, otherwise REAL and zero at the start */
     void *grad_offsets;      /* (B, Q, H, L, P, D) REAL */
@@ -214,14 +214,15 @@ void momentdetr_backward(const Args *a) {
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < blocks; i++) {
             f->refer(a, i * QUERIES, least((i + 1) * QUERIES, rows));
-            f->weigh(a, i * QUERIES, least((i + 1) * QUERIES, rows));
+            if (a->weights) f->weigh(a, i * QUERIES, least((i + 1) * QUERIES, rows));
         }
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < heads * tasks; i++) {
             int64_t level = i / heads;
             f->scatter(a, thread, i % heads, level, tasks == 1 ? a->levels : level + 1);
         }
+        if (a->weights)
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < blocks; i++) f->finish(a, i * QUERIES, least((i + 1) * QUERIES, rows));
+            for (int64_t i = 0; i < blocks; i++) f->finish(a, i * QUERIES, least((i + 1) * QUERIES, rows));
     }
 }

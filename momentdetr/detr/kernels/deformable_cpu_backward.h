@@ -121,6 +121,29 @@ TARGET INLINE void NAME(join)(const Lanes *lanes, int64_t at, int64_t count, Rea
         for (int d = 0; d < 2; d++) places[k * 2 + d] = lanes->rest[d][at + k];
 }
 
+/* From gradients of weights and places (in cells) of a query and head to those of logits and offsets. */
+TARGET INLINE void NAME(finish_head)(const Args *a, int64_t query, const Real *weights, Real *logits, Real *offsets) {
+    int64_t L = a->levels, P = a->points, D = a->dims, K = L * P;
+    if (a->kind != PLAIN) {
+        Real mean = 0;
+        Vector means = {0};
+        int64_t k = 0, whole = K - K % WIDTH;
+        for (; k < whole; k += WIDTH) means += NAME(get)(weights + k) * NAME(get)(logits + k);
+        for (int lane = 0; lane < WIDTH; lane++) mean += means[lane];
+        for (; k < K; k++) mean += weights[k] * logits[k];
+        for (k = 0; k < whole; k += WIDTH)
+            NAME(put)(logits + k, NAME(get)(weights + k) * (NAME(get)(logits + k) - mean));
+        for (; k < K; k++) logits[k] = weights[k] * (logits[k] - mean);
+    }
+    if (a->kind == POINTS) return; /* offsets are in cells */
+    for (int64_t level = 0; level < L; level++)
+        for (int64_t d = 0; d < D; d++) {
+            double size = (double)a->shapes[level * D + d];
+            if (a->kind == BOXES) size *= a->references[(query * L + level) * 2 * D + D + d] * 0.5 / (double)P;
+            for (int64_t p = 0; p < P; p++) offsets[(level * P + p) * D + d] *= (Real)size;
+        }
+}
+
 TARGET INLINE void NAME(scatter_in)(const Args *a, int64_t thread, int64_t head, int64_t from, int64_t to, int D) {
     Lanes lanes;
     int far = !a->slots && a->cells * a->heads * a->channels * (int64_t)sizeof(Value) > NEAR;
@@ -144,7 +167,10 @@ TARGET INLINE void NAME(scatter_in)(const Args *a, int64_t thread, int64_t head,
             int64_t query = sample * a->queries + first + i;
             int64_t at = ((query * a->heads + h) * a->levels + from) * P;
             NAME(unpack)(a, &lanes, i * wide, query, h, from, to, D);
-            memcpy(lanes.weight + i * wide, (Real *)a->weights + at, (size_t)K * sizeof(Real));
+            if (a->weights)
+                memcpy(lanes.weight + i * wide, (Real *)a->weights + at, (size_t)K * sizeof(Real));
+            else
+                NAME(weights_of)(a, query * a->heads + h, lanes.weight + i * wide, K);
             NAME(locate)(&lanes, i * wide, K, D);
             if (far) NAME(expect_rows)(&lanes, i * wide, K, rows, stride, C, 1 << D);
         }
@@ -153,10 +179,12 @@ TARGET INLINE void NAME(scatter_in)(const Args *a, int64_t thread, int64_t head,
             NAME(write_row)(&lanes, i * wide, K, rows, grads, stride, (const Value *)a->grad_output + row * C, C, D);
         }
         for (int64_t i = 0; i < count; i++) {
-            int64_t at = (((sample * a->queries + first + i) * a->heads + h) * a->levels + from) * P;
+            int64_t query = sample * a->queries + first + i, at = ((query * a->heads + h) * a->levels + from) * P;
+            Real *logits = (Real *)a->grad_logits + at, *offsets = (Real *)a->grad_offsets + at * D;
             NAME(differentiate)(&lanes, i * wide, K, D);
-            memcpy((Real *)a->grad_logits + at, lanes.dot[0] + i * wide, (size_t)K * sizeof(Real));
-            NAME(join)(&lanes, i * wide, K, (Real *)a->grad_offsets + at * D, D);
+            memcpy(logits, lanes.dot[0] + i * wide, (size_t)K * sizeof(Real));
+            NAME(join)(&lanes, i * wide, K, offsets, D);
+            if (!a->weights) NAME(finish_head)(a, query, lanes.weight + i * wide, logits, offsets);
         }
     }
     if (a->slots) {
@@ -177,44 +205,29 @@ TARGET static void NAME(scatter)(const Args *a, int64_t thread, int64_t head, in
         NAME(scatter_in)(a, thread, head, from, to, 2);
 }
 
-/* Backward, last pass, queries `from` to `to`: from gradients of weights and places (in cells) to those of the inputs. */
+/* Backward, last pass, queries `from` to `to`: what is left to do where tasks are single levels, or references want
+ * gradients, which are sums over heads. */
 TARGET static void NAME(finish)(const Args *a, int64_t from, int64_t to) {
     int64_t L = a->levels, P = a->points, D = a->dims, K = L * P, A = a->kind == BOXES ? 2 * D : D;
     for (int64_t query = from; query < to; query++) {
-        const double *reference = a->kind == PLAIN ? NULL : a->references + query * L * A;
         double *grad_reference = a->grad_references ? a->grad_references + query * L * A : NULL;
         if (grad_reference) memset(grad_reference, 0, (size_t)(L * A) * sizeof(double));
         for (int64_t head = 0; head < a->heads; head++) {
             int64_t row = (query * a->heads + head) * K;
-            const Real *weights = (const Real *)a->weights + row;
-            Real *logits = (Real *)a->grad_logits + row, *offsets = (Real *)a->grad_offsets + row * D, mean = 0;
-            if (a->kind != PLAIN) {
-                Vector means = {0};
-                int64_t k = 0, whole = K - K % WIDTH;
-                for (; k < whole; k += WIDTH) means += NAME(get)(weights + k) * NAME(get)(logits + k);
-                for (int lane = 0; lane < WIDTH; lane++) mean += means[lane];
-                for (; k < K; k++) mean += weights[k] * logits[k];
-                for (k = 0; k < whole; k += WIDTH)
-                    NAME(put)(logits + k, NAME(get)(weights + k) * (NAME(get)(logits + k) - mean));
-                for (; k < K; k++) logits[k] = weights[k] * (logits[k] - mean);
-            }
-            if (a->kind == POINTS && !grad_reference) continue; /* offsets are in cells */
-            Real room[WIDTH];
-            for (int64_t level = 0; level < L; level++)
+            Real *offsets = (Real *)a->grad_offsets + row * D, room[WIDTH];
+            for (int64_t level = 0; level < L && grad_reference; level++)
                 for (int64_t d = 0; d < D; d++) {
-                    double size = (double)a->shapes[level * D + d], half = size * 0.5 / (double)P, center = 0, extent = 0;
-                    Real scale = a->kind == BOXES ? (Real)(reference[level * A + D + d] * half)
-                                                  : a->kind == PLAIN ? (Real)size : 1;
+                    double size = (double)a->shapes[level * D + d], center = 0, extent = 0;
                     for (int64_t p = 0; p < P; p++) {
                         int64_t at = (level * P + p) * D + d;
-                        if (grad_reference) center += offsets[at];
-                        if (grad_reference && A > D)
+                        center += offsets[at];
+                        if (A > D)
                             extent += offsets[at] * *NAME(widen)(a->offsets, a->offsets_type, row * D + at, 1, 0, room);
-                        offsets[at] *= scale;
                     }
-                    if (grad_reference) grad_reference[level * A + d] += center * size;
-                    if (grad_reference && A > D) grad_reference[level * A + D + d] += extent * half;
+                    grad_reference[level * A + d] += center * size;
+                    if (A > D) grad_reference[level * A + D + d] += extent * size * 0.5 / (double)P;
                 }
+            NAME(finish_head)(a, query, (const Real *)a->weights + row, (Real *)a->grad_logits + row, offsets);
         }
     }
 }
