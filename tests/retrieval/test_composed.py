@@ -296,6 +296,7 @@ def test_a_configuration_trains_three_steps(preset: str, tmp_path: Path) -> None
         ({"decoder": "deformable", "decoding": {"denoising": "noised"}}, "choose mixed queries"),
         ({"decoder": "co_dino", "strides": (1, 2, 8)}, "cannot be built"),
         ({"decoder": "co_dino", "strides": (0.25, 1, 2)}, "strides that double"),
+        ({"decoding": {"queries": "mixd"}}, "unknown queries 'mixd', expected one of anchors, pure"),
         ({"decoding": {"class_loss": "hinge"}}, "unknown quality-aware loss 'hinge'"),
     ],
 )
