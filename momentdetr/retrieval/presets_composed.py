@@ -49,7 +49,7 @@ def composed(
     decoder: str = "dino",
     decoding: Mapping[str, Any] | None = None,
     strides: Sequence[float] = (1, 2, 4, 8),
-    level_layers: int = 2,
+    level_layers: int = 0,
     num_points: int = 4,
     recompute: bool = False,
 ) -> ComposedRetriever:
@@ -63,7 +63,8 @@ def composed(
         decoder: a name of `DECODERS`.
         decoding: what differs from that row, see `Decoding`.
         strides: of the pyramid's levels, in clips; where attention is deformable.
-        level_layers: of deformable self-attention over all levels, before decoding; 0: none.
+        level_layers: of deformable self-attention over all levels, before decoding; 0: none, since the clips that the
+            encoder gives have seen each other. More layers learn later (docs/decisions/0007-compositions.md).
         num_points: that deformable attention looks at, per head and level.
         recompute: forget the inner results of layers whose cost grows with the video, and compute them again for the
             gradient; of the head. (`qd_detr` has the same option for the encoder.)
@@ -131,7 +132,6 @@ COMPOSITIONS: dict[str, Callable[..., ComposedRetriever]] = {
         encoder_options={"levels": LONG, "recompute": True},
         decoder="dino",
         strides=tuple(2**level for level in range(LONG)),
-        level_layers=0,
         recompute=True,
     ),
 }
