@@ -4,10 +4,11 @@
     python benchmarks/kernels.py --end-to-end          Deformable DETR R50, 800 x 1066, same weights
 
 Ours is the whole operator, with softmax and locations inside; the peer is given both ready-made. The two alternate in
-one process after three warm-ups; figures are medians. "huge" is the peer in a process with glibc's huge pages. Memory
-is the highest resident size of one call beyond what was there before. The floor is the largest of: bytes that must
-move at the rate of a copy, multiply-adds at the AVX2 rate, gathered rows at the rate of the second-level cache (all
-measured here, see floor.c; backward has three times the arithmetic and rows: read, and read and written back).
+one process after three warm-ups, in turns of one call or, where calls are short, of equally many; figures are medians.
+"huge" is the peer in a process with glibc's huge pages. Memory is the highest resident size of one call beyond what
+was there before. The floor is the largest of: bytes that must move at the rate of a copy, multiply-adds at the AVX2
+rate, gathered rows at the rate of the second-level cache (all measured here, see floor.c; backward has three times the
+arithmetic and rows: read, and read and written back).
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from torch import Tensor
 from momentdetr.detr.kernels import choose, deformable_attention, describe, library
 
 HEADS, CHANNELS, POINTS = 8, 32, 4
+TURN_MS = 20
+"""A turn is as many calls as the faster of two makes in this time."""
 IMAGE = [(100, 167), (50, 84), (25, 42), (13, 21)]
 SMALLER = [(100, 134), (50, 67), (25, 34), (13, 17)]
 
@@ -130,17 +133,20 @@ def peer_of(given: Inputs, train: bool) -> Callable[[], None]:
 
 
 def alternate(*calls: Callable[[], None], budget_s: float) -> list[float]:
-    """Median milliseconds of each, in turns, after three warm-ups."""
-    for call in calls:
-        for _ in range(3):
+    """Median milliseconds of a call of each, in turns of equally many calls, after three warm-ups."""
+
+    def turn(call: Callable[[], None], count: int) -> float:
+        begun = time.perf_counter()
+        for _ in range(count):
             call()
+        return (time.perf_counter() - begun) * 1e3 / count
+
+    count = max(1, round(TURN_MS / min(turn(call, 3) for call in calls)))
     times: list[list[float]] = [[] for _ in calls]
     start = time.perf_counter()
     while len(times[0]) < 5 or (time.perf_counter() - start < budget_s and len(times[0]) < 100):
         for call, kept in zip(calls, times, strict=True):
-            begun = time.perf_counter()
-            call()
-            kept.append((time.perf_counter() - begun) * 1e3)
+            kept.append(turn(call, count))
     return [statistics.median(kept) for kept in times]
 
 

@@ -22,6 +22,7 @@ from detection.data.folders import canonical, find_splits
 from detection.data.pictures import read_picture
 from detection.evaluation import category_ids_by_name, detect
 from detection.evaluation import evaluate as evaluate_rows
+from detection.inference import speed_up
 from detection.initial import model_folder
 from detection.model import ImageDetector
 from detection.scoring import DetectionScores, rows_of
@@ -158,6 +159,7 @@ def load(folder: str | Path, device: str = "auto") -> Predictor:
     """
     folder = model_folder(folder)
     model, labels = checkpoint.load(folder, distributed.device_of(device))
+    speed_up(model.backbone)
     document = checkpoint.read_config(folder)
     ids = tuple(document.get("category_ids") or _published_ids(labels))
     size = document.get("input", {"short_side": 800, "long_side": 1333})

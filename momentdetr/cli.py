@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from momentdetr.cli_data import data_app, score
 from momentdetr.cli_extract import extract
 from momentdetr.errors import BadInput, MomentDETRError
 from momentdetr.terminal import bytes_bar, do_all, print_json, print_scores, progress_bar, say, show, show_demo, warn
@@ -36,6 +37,8 @@ weights_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Published weights: list, fetch, check, find."
 )
 app.add_typer(weights_app, name="weights")
+app.add_typer(data_app, name="data")
+app.command()(score)
 app.command()(extract)
 
 Model = Annotated[str, typer.Option(help="'demo', a name of 'weights list', a model folder, or a checkpoint file.")]

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the workers share the processor
+
+PARITY = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,3 +44,18 @@ def _folder(request: pytest.FixtureRequest, option: str) -> Path:
     if not folder.is_dir():
         pytest.fail(f"{option} {value} is not a folder")
     return folder
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """What a worker process has to say about parity."""
+    told = getattr(node, "workeroutput", {}).get("parity", [])
+    node.config.stash.setdefault(PARITY, []).extend(told)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    lines = config.stash.get(PARITY, [])
+    if lines:
+        terminalreporter.section("parity")
+        for line in lines:
+            terminalreporter.write_line(line)

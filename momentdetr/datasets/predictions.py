@@ -1,7 +1,7 @@
 """Reads and writes predictions in the format of QVHighlights submissions.
 
 One object a line: qid, query, vid, pred_relevant_windows [[start, end, score], ...] (s) and pred_saliency_scores
-[score of each clip, ...]; either of the last two may be absent.
+[score of each clip, ...]; either of the last two may be absent. UniVTG's highlight files have vid and pred instead.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ def _object(prediction: MomentPrediction) -> dict[str, Any]:
 
 def _prediction(data: Mapping[str, Any]) -> MomentPrediction | str:
     """The prediction, or in words what is wrong with it."""
+    if "qid" not in data and "vid" in data and "pred" in data:
+        data = {"qid": data["vid"], "vid": data["vid"], "pred_saliency_scores": data["pred"]}
     qid = data.get("qid")
     if not isinstance(qid, int | str) or isinstance(qid, bool):
         return f"qid is {qid!r}, expected a whole number or text"
@@ -93,8 +96,14 @@ def _prediction(data: Mapping[str, Any]) -> MomentPrediction | str:
 
 
 def _are_windows(value: object) -> bool:
-    return isinstance(value, list) and all(_are_numbers(window) and len(window) == 3 for window in value)
+    if not isinstance(value, list) or not all(isinstance(window, list) and len(window) == 3 for window in value):
+        return False
+    return _are_numbers(list(chain.from_iterable(value)))
 
 
 def _are_numbers(value: object) -> bool:
-    return isinstance(value, list) and all(is_number(number) and math.isfinite(number) for number in value)
+    if not isinstance(value, list):
+        return False
+    if set(map(type, value)) == {float} and math.isfinite(sum(value)):
+        return True  # the usual case, fast: a sum is finite only if all its terms are
+    return all(is_number(number) and math.isfinite(number) for number in value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from momentdetr.errors import BadInput
@@ -20,10 +21,13 @@ class Saliency:
     Args:
         clips: indices of the scored clips, ascending in the official files.
         scores: one row per clip, one score per annotator (0 to 4 in QVHighlights).
+        times_s: (start, end) of each scored clip, seconds, where clips overlap or differ in length; None: clip i begins
+            at i times the data set's clip length.
     """
 
     clips: tuple[int, ...]
     scores: tuple[tuple[float, ...], ...]
+    times_s: tuple[tuple[float, float], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,10 @@ class MomentRecord:
         query: the sentence.
         video: name of the video, without folder and ending.
         duration_s: length of the video, seconds.
-        windows_s: (start, end) of every moment that the sentence describes, seconds; empty: the video has none.
+        windows_s: (start, end) of every moment that the sentence describes, seconds; empty: the video has none, or the
+            data set has saliency only.
         saliency: None where not annotated.
+        domain: the kind of video, in data sets that train and score each kind by itself; else empty.
     """
 
     qid: int | str
@@ -45,11 +51,12 @@ class MomentRecord:
     duration_s: float
     windows_s: tuple[tuple[float, float], ...]
     saliency: Saliency | None = None
+    domain: str = ""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong: the line of the file (from 1), and what is found and expected there."""
+    """One thing that is wrong: the line of the file (from 1; or the entry), and what is found and expected there."""
 
     line: int
     text: str
@@ -129,16 +136,16 @@ def _saliency_faults(saliency: Saliency, duration_s: float, clip_length_s: float
     faults = []
     if len(saliency.clips) != len(saliency.scores):
         faults.append(f"{len(saliency.clips)} relevant_clip_ids but {len(saliency.scores)} saliency_scores")
-    if len({len(row) for row in saliency.scores}) > 1 or any(not row for row in saliency.scores):
+    if len(set(map(len, saliency.scores))) > 1 or not all(saliency.scores):
         faults.append("saliency_scores differ in the number of annotators")
-    if not all(math.isfinite(score) for row in saliency.scores for score in row):
+    if not all(map(math.isfinite, chain.from_iterable(saliency.scores))):
         faults.append("saliency_scores are not all finite")
     if len(set(saliency.clips)) < len(saliency.clips):
         faults.append("relevant_clip_ids name a clip twice")
     num_clips = math.inf if clip_length_s is None else math.ceil(duration_s / clip_length_s - 1e-6)
-    outside = [clip for clip in saliency.clips if not 0 <= clip < num_clips]
-    if outside:
-        faults.append(f"relevant_clip_ids has {outside[0]}, but the video's clips are 0 to {num_clips - 1}")
+    if saliency.clips and not (min(saliency.clips) >= 0 and max(saliency.clips) < num_clips):
+        outside = next(clip for clip in saliency.clips if not 0 <= clip < num_clips)
+        faults.append(f"relevant_clip_ids has {outside}, but the video's clips are 0 to {num_clips - 1}")
     return faults
 
 

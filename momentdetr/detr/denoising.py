@@ -89,6 +89,7 @@ class Denoising(nn.Module):
         contrastive: noise in two rings, the outer one to be refused (DINO).
         label_noise: rate of flipped labels (DN-DETR .2, DINO .25: half of its published .5).
         box_noise: how far boxes move, in units of their size.
+        outer: how much farther the outer ring of contrastive groups lies, in units of the inner one's reach (DINO 1).
         indicator: the last channel of content tells denoising (1) from matching (0) queries (DN-DETR).
         unknown: whether matching queries that fill all channels are added to the "unknown" label and marked.
         label_rows: rows of the label embedding; None: K + 1.
@@ -109,6 +110,7 @@ class Denoising(nn.Module):
         contrastive: bool = False,
         label_noise: float = 0.2,
         box_noise: float = 0.4,
+        outer: float = 1.0,
         indicator: bool = True,
         unknown: bool = True,
         label_rows: int | None = None,
@@ -121,6 +123,7 @@ class Denoising(nn.Module):
         self.num_classes, self.groups, self.budget = num_classes, groups, budget
         self.contrastive, self.label_noise, self.box_noise = contrastive, label_noise, box_noise
         self.indicator, self.unknown, self.width, self.weight = indicator, unknown, width, weight
+        self.outer = outer
         self.labels = nn.Embedding(num_classes + 1 if label_rows is None else label_rows, width - indicator)
         self.parametrization = CenterSize(1e-3) if parametrization is None else parametrization
 
@@ -184,8 +187,8 @@ class Denoising(nn.Module):
         if draws.signs is None:
             reach = torch.cat([sizes / 2, sizes], -1)
             return (boxes + (draws.boxes * 2 - 1) * reach * self.box_noise).clamp(0, 1)
-        # The outer ring lies one to two half sizes away, the inner one nearer than one.
-        part = (draws.boxes + (~rows.near)[:, None].to(boxes.dtype)) * draws.signs
+        # In DINO the outer ring lies one to two half sizes away, the inner one nearer than one.
+        part = (draws.boxes + self.outer * (~rows.near)[:, None].to(boxes.dtype)) * draws.signs
         corners = to_corners(boxes) + part * torch.cat([sizes / 2, sizes / 2], -1) * self.box_noise
         return to_center_size(corners.clamp(0, 1))
 

@@ -14,6 +14,10 @@ Activation = Callable[[], nn.Module]
 
 ACTIVATIONS: dict[str, Activation] = {"relu": nn.ReLU, "gelu": nn.GELU, "prelu": nn.PReLU, "selu": nn.SELU}
 
+SHARE = 2048
+"""Tokens that a feed-forward network works on at a time, on a CPU where no gradient is wanted: what is between its
+layers then stays in the processor's cache."""
+
 
 class MLP(nn.Module):
     """Linear layers with ReLU between them: (..., sizes[0]) -> (..., sizes[-1])."""
@@ -46,4 +50,11 @@ class FeedForward(nn.Module):
         self.contract = nn.Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or tokens.device.type != "cpu"
+        if whole or tokens.shape[:-1].numel() <= SHARE:
+            return self._run(tokens)
+        parts = [self._run(part) for part in tokens.flatten(0, -2).split(SHARE)]
+        return torch.cat(parts).view(tokens.shape)
+
+    def _run(self, tokens: Tensor) -> Tensor:
         return self.contract(self.dropout(self.activation(self.expand(tokens))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,12 +26,12 @@ def by_best_class(logits: Tensor) -> Tensor:
     return logits.max(-1).values
 
 
-def token_anchors(memory: Memory, size: float, margin: float) -> tuple[Tensor, Tensor]:
+def token_anchors(memory: Memory, size: float | Sequence[float], margin: float) -> tuple[Tensor, Tensor]:
     """A box around each token, in logits, and whether it may propose.
 
     Args:
         memory: with references and level shapes.
-        size: of a box on the finest level; doubled on each coarser one.
+        size: of a box on the finest level, doubled on each coarser one; or one size a level.
         margin: boxes any of whose coordinates is nearer than this to 0 or 1 may not propose.
 
     Returns:
@@ -40,7 +40,8 @@ def token_anchors(memory: Memory, size: float, margin: float) -> tuple[Tensor, T
     assert memory.references is not None
     counts = [torch.Size(shape).numel() for shape in memory.level_shapes]
     centers = memory.references.float()  # where they are float64, that is for sampling alone
-    sizes = torch.cat([centers.new_full((n,), size * 2**level) for level, n in enumerate(counts)])
+    own = [size * 2**level for level in range(len(counts))] if isinstance(size, int | float) else list(size)
+    sizes = torch.cat([centers.new_full((n,), length) for length, n in zip(own, counts, strict=True)])
     boxes = torch.cat([centers, sizes[None, :, None].expand_as(centers)], -1)
     inside = ((boxes > margin) & (boxes < 1 - margin)).all(-1)
     if memory.mask is not None:
@@ -55,12 +56,14 @@ class Proposals:
     Args:
         tokens: (B, N, C), projected and normed; zero before that where a token may not propose.
         logits: (B, N, K).
-        anchors: (B, N, 2D), boxes in logits, with gradient.
+        anchors: (B, N, 2D), boxes in logits, with gradient; infinite where a token may not propose.
+        quality: (B, N), logits of how well boxes will fit, or None.
     """
 
     tokens: Tensor
     logits: Tensor
     anchors: Tensor
+    quality: Tensor | None = None
 
 
 class ProposalHead(nn.Module):
@@ -70,22 +73,31 @@ class ProposalHead(nn.Module):
         width: C.
         classes: (B, N, C) -> (B, N, K).
         boxes: (B, N, C) -> (B, N, 2D), added to each token's anchor.
-        size: of the anchor on the finest level, 0.05 for images.
+        quality: (B, N, C) -> (B, N, 1), how well the box will fit, or None.
+        size: of anchors, 0.05 on the finest level for images; see `token_anchors`.
         margin: see `token_anchors`, 0.01 for images.
     """
 
     def __init__(
-        self, width: int, *, classes: nn.Module, boxes: nn.Module, size: float = 0.05, margin: float = 0.01
+        self,
+        width: int,
+        *,
+        classes: nn.Module,
+        boxes: nn.Module,
+        quality: nn.Module | None = None,
+        size: float | Sequence[float] = 0.05,
+        margin: float = 0.01,
     ) -> None:
         super().__init__()
         self.project, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
-        self.classes, self.boxes = classes, boxes
+        self.classes, self.boxes, self.quality = classes, boxes, quality
         self.size, self.margin = size, margin
 
     def forward(self, memory: Memory) -> Proposals:
         anchors, may_propose = token_anchors(memory, self.size, self.margin)
         tokens = self.norm(self.project(memory.tokens.masked_fill(~may_propose[..., None], 0)))
-        return Proposals(tokens, self.classes(tokens), at_least_float32(self.boxes(tokens)) + anchors)
+        quality = None if self.quality is None else self.quality(tokens).squeeze(-1)
+        return Proposals(tokens, self.classes(tokens), at_least_float32(self.boxes(tokens)) + anchors, quality)
 
 
 class ProposedQueries(nn.Module):
@@ -101,7 +113,8 @@ class ProposedQueries(nn.Module):
         width: C.
         num_dims: D.
         head: tokens -> proposals.
-        ranking: how proposals are ranked.
+        ranking: how proposals are ranked; where the head also tells their quality, by both probabilities' product, and
+            tokens that may not propose come last.
         selection: "mixed", "pure" or "features".
         positions: whether "mixed" queries or "features" have positions made from the proposed boxes as "pure" ones
             have (Co-Deformable-DETR), or leave them to the decoder (DINO); None: "pure" only.
@@ -142,7 +155,7 @@ class ProposedQueries(nn.Module):
         proposals = self.head(memory)
         if chosen is None:
             count = min(self.num_queries, proposals.logits.shape[1])  # small inputs have fewer tokens
-            chosen = self.ranking(proposals.logits).topk(count, dim=1).indices
+            chosen = self._ranks(proposals).topk(count, dim=1).indices
         anchors = _take(proposals.anchors, chosen)
         supervision = self._supervision(proposals, chosen, anchors)
         anchors = anchors.detach()
@@ -156,11 +169,20 @@ class ProposedQueries(nn.Module):
             content = _take(proposals.tokens, chosen).detach()
         return Queries(content, positions, anchors, supervisions=(supervision,))
 
+    def _ranks(self, proposals: Proposals) -> Tensor:
+        """(B, N), higher is better."""
+        ranks = self.ranking(proposals.logits)
+        if proposals.quality is None:
+            return ranks
+        likely = at_least_float32(ranks).sigmoid() * at_least_float32(proposals.quality).sigmoid()
+        return likely.masked_fill(proposals.anchors.isinf().any(-1), -torch.inf)
+
     def _supervision(self, proposals: Proposals, chosen: Tensor, anchors: Tensor) -> Supervision:
         if self.judged == "all":
-            said = Predictions(proposals.logits, proposals.anchors.sigmoid())
+            said = Predictions(proposals.logits, proposals.anchors.sigmoid(), proposals.quality)
             return Supervision("proposals", said, weight=self.weight, class_agnostic=True)
-        said = Predictions(_take(proposals.logits, chosen), anchors.sigmoid())
+        quality = None if proposals.quality is None else proposals.quality.gather(1, chosen)
+        said = Predictions(_take(proposals.logits, chosen), anchors.sigmoid(), quality)
         return Supervision("proposals", said, weight=self.weight)
 
 

@@ -64,10 +64,10 @@ def evaluate_highlights(
     results = {}
     for name, level in LEVELS.items():
         positive = labels >= level
-        precision = [ranking_average_precision(scores, positive[..., a], valid) for a in range(labels.shape[2])]
+        precision = ranking_average_precision(scores, positive.transpose(0, 2, 1), valid)
         inside = present & (best < np.asarray(num_clips))
         hits = positive[np.arange(len(best)), np.where(inside, best, 0)].any(-1) & inside
-        mean_ap = float((np.stack(precision, 1) * present[:, None]).mean())
+        mean_ap = float((precision * present[:, None]).mean())
         results[name] = HighlightScores(mean_ap=mean_ap, hit_at_1=float(hits.mean()))
     return results
 

@@ -19,12 +19,12 @@ from typing import Any, Protocol
 from momentdetr.errors import BadInput
 from momentdetr.evaluation.highlights import ClipScores, HighlightScores, evaluate_highlights
 from momentdetr.evaluation.windows import (
+    BEYOND,
     LENGTH_RANGES_S,
-    MAP_THRESHOLDS,
-    R1_THRESHOLDS,
     Window,
     WindowScores,
     evaluate_windows,
+    percent,
 )
 
 MAX_WINDOWS = 10
@@ -62,11 +62,14 @@ class MomentScores:
         windows: "short", "middle", "long", "full" -> scores; empty where no windows were predicted.
         highlights: "Fair", "Good", "VeryGood" -> scores; empty where saliency was not predicted or not annotated.
         notes: what a reader of the numbers must know, in words.
+        beyond: scores over true windows of more than 150 seconds, which are in no range of the official script but
+            "full"; None where there is none.
     """
 
     windows: Mapping[str, WindowScores]
     highlights: Mapping[str, HighlightScores]
     notes: tuple[str, ...] = ()
+    beyond: WindowScores | None = None
 
     @property
     def brief(self) -> dict[str, float]:
@@ -78,9 +81,9 @@ class MomentScores:
 
         The reference script's keys and CG-DETR's (R1 below IoU 0.5, mIoU) are all there.
         """
-        ranges = {name: _official_range(scores) for name, scores in self.windows.items()}
+        ranges = {name: scores.to_dict() for name, scores in self.windows.items()}
         levels = {
-            f"HL-min-{name}": {"HL-mAP": _percent(scores.mean_ap), "HL-Hit1": _percent(scores.hit_at_1)}
+            f"HL-min-{name}": {"HL-mAP": percent(scores.mean_ap), "HL-Hit1": percent(scores.hit_at_1)}
             for name, scores in self.highlights.items()
         }
         brief = dict(sorted(_brief_windows(ranges).items())) if ranges else {}
@@ -96,6 +99,7 @@ def evaluate_moments(
     clip_length_s: float = 2.0,
     strict_official: bool = False,
     match_number: bool = True,
+    with_highlights: bool = True,
 ) -> MomentScores:
     """Score predictions against annotations.
 
@@ -108,6 +112,8 @@ def evaluate_moments(
         match_number: with `strict_official`, whether both sides must have the same queries; if not, only those that
             both have are scored. Without it, a query that was not answered scores 0, and one that was not asked is
             ignored.
+        with_highlights: score saliency, too. False for data sets without: CG-DETR's copy of the script scores those,
+            and gives 0 where the original fails on a length that no true window has.
 
     Raises:
         BadInput: nothing to score, the same query annotated twice, or (strict) what the official script fails on.
@@ -118,11 +124,12 @@ def evaluate_moments(
     joined, last = _join(predictions, notes)
     windows: dict[str, WindowScores] = {}
     highlights: dict[str, HighlightScores] = {}
+    beyond = None
     if _says(predictions, "windows", strict_official):
-        windows = _evaluate_windows(joined, last, truth, strict_official, notes)
-    if _says(predictions, "saliency", strict_official):
+        windows, beyond = _evaluate_windows(joined, last, truth, strict_official, with_highlights, notes)
+    if with_highlights and _says(predictions, "saliency", strict_official):
         highlights = _evaluate_saliency(last, truth, clip_length_s, strict_official, notes)
-    return MomentScores(windows, highlights, tuple(notes))
+    return MomentScores(windows, highlights, tuple(notes), beyond)
 
 
 def _pair(
@@ -135,7 +142,7 @@ def _pair(
     annotated = Counter(record.qid for record in truth)
     twice = [qid for qid, count in annotated.items() if count > 1]
     if twice:
-        raise BadInput(f"annotations name {_some(twice)} more than once; give each query one line")
+        raise BadInput(f"annotations name {some(twice)} more than once; give each query one line")
     predicted = {prediction.qid for prediction in predictions}
     missing = [qid for qid in annotated if qid not in predicted]
     extra = sorted(predicted - set(annotated), key=str)
@@ -146,14 +153,14 @@ def _pair(
         )
     if strict and match_number and (missing or extra):
         raise BadInput(
-            f"queries differ: not predicted {_some(missing) or 'none'}; not annotated {_some(extra) or 'none'}"
+            f"queries differ: not predicted {some(missing) or 'none'}; not annotated {some(extra) or 'none'}"
         )
     if extra:
-        notes.append(f"ignored predictions of queries that are not annotated: {_some(extra)}")
+        notes.append(f"ignored predictions of queries that are not annotated: {some(extra)}")
     if strict:
         truth = [record for record in truth if record.qid in predicted]
     elif missing:
-        notes.append(f"scored 0, not predicted: {_some(missing)}")
+        notes.append(f"scored 0, not predicted: {some(missing)}")
     return [prediction for prediction in predictions if prediction.qid in annotated], truth
 
 
@@ -167,7 +174,7 @@ def _join(
     if len(last) < len(predictions):
         counts = Counter(prediction.qid for prediction in predictions)
         twice = [qid for qid, count in counts.items() if count > 1]
-        notes.append(f"predicted more than once (windows joined for mAP, else the last one): {_some(twice)}")
+        notes.append(f"predicted more than once (windows joined for mAP, else the last one): {some(twice)}")
     return joined, last
 
 
@@ -178,7 +185,7 @@ def _require_finite(predictions: Sequence[Predicted]) -> None:
 
     faulty = [prediction.qid for prediction in predictions if not finite(prediction)]
     if faulty:
-        raise BadInput(f"predictions of {_some(faulty)} are not finite numbers; correct the model or leave them out")
+        raise BadInput(f"predictions of {some(faulty)} are not finite numbers; correct the model or leave them out")
 
 
 def _says(predictions: Sequence[Predicted], what: str, strict: bool) -> bool:
@@ -192,19 +199,20 @@ def _evaluate_windows(
     last: Mapping[int | str, Predicted],
     truth: Sequence[Annotated],
     strict: bool,
+    empty_range_fails: bool,
     notes: list[str],
-) -> dict[str, WindowScores]:
+) -> tuple[dict[str, WindowScores], WindowScores | None]:
     absent = [record.qid for record in truth if not record.windows_s]
     if absent:
         if strict:
-            raise BadInput(f"the official script fails on annotations without windows: {_some(absent)}")
+            raise BadInput(f"the official script fails on annotations without windows: {some(absent)}")
         notes.append(f"{len(absent)} queries without a true window do not count for windows")
         truth = [record for record in truth if record.windows_s]
     empty = [record.qid for record in truth if record.qid in last and not last[record.qid].windows]
     if empty:
         if strict:
-            raise BadInput(f"the official script fails on queries without predicted windows: {_some(empty)}")
-        notes.append(f"scored 0, no window predicted: {_some(empty)}")
+            raise BadInput(f"the official script fails on queries without predicted windows: {some(empty)}")
+        notes.append(f"scored 0, no window predicted: {some(empty)}")
     first = [((last[record.qid].windows or ())[:1] if record.qid in last else ()) for record in truth]
     ranked = [joined.get(record.qid, ()) for record in truth]
     backwards = sum(window[1] < window[0] for windows in ranked for window in windows)
@@ -212,13 +220,18 @@ def _evaluate_windows(
         notes.append(
             f"{backwards} predicted windows end before they start; they are scored as the official script does"
         )
-    results = evaluate_windows(first, ranked, [record.windows_s for record in truth])
+    results = evaluate_windows(first, ranked, [record.windows_s for record in truth], {**LENGTH_RANGES_S, **BEYOND})
+    beyond = results.pop("beyond")
+    if beyond.num_queries:
+        notes.append(
+            f"{beyond.num_queries} queries have true windows of more than 150 s: in no range but full and beyond"
+        )
     lacking = [name for name, scores in results.items() if scores.num_queries == 0]
     if lacking:
-        if strict:
+        if strict and empty_range_fails:
             raise BadInput(f"the official script fails because no true window is {' or '.join(lacking)}")
         notes.append(f"no true window is {' or '.join(lacking)}: these scores are 0")
-    return results
+    return results, beyond if beyond.num_queries else None
 
 
 def _evaluate_saliency(
@@ -241,22 +254,12 @@ def _evaluate_saliency(
     silent = [record.qid for (record, _), curve in zip(scored, curves, strict=True) if not curve]
     if silent:
         if strict:
-            raise BadInput(f"the official script fails on queries without saliency scores: {_some(silent)}")
-        notes.append(f"highlights scored 0, no saliency predicted: {_some(silent)}")
+            raise BadInput(f"the official script fails on queries without saliency scores: {some(silent)}")
+        notes.append(f"highlights scored 0, no saliency predicted: {some(silent)}")
     unequal = sum(len(curve) != length for curve, length in zip(curves, num_clips, strict=True) if curve)
     if unequal:
         notes.append(f"{unequal} saliency curves do not have one value a clip; filled with zeros or cut")
     return evaluate_highlights(curves, [saliency for _, saliency in scored], num_clips)
-
-
-def _official_range(scores: WindowScores) -> dict[str, Any]:
-    precision = {str(t): _percent(v) for t, v in zip(MAP_THRESHOLDS, scores.average_precision, strict=True)}
-    recall = {str(t): _percent(v) for t, v in zip(R1_THRESHOLDS, scores.recall_at_1, strict=True)}
-    return {
-        "MR-mAP": {**precision, "average": _percent(scores.mean_ap)},
-        "MR-R1": recall,
-        "MR-mIoU": _percent(scores.mean_iou),
-    }
 
 
 def _brief_windows(ranges: Mapping[str, dict[str, Any]]) -> dict[str, float]:
@@ -266,10 +269,7 @@ def _brief_windows(ranges: Mapping[str, dict[str, Any]]) -> dict[str, float]:
     return {**brief, "MR-full-mIoU": ranges["full"]["MR-mIoU"]}
 
 
-def _percent(fraction: float) -> float:
-    return float(f"{100 * fraction:.2f}")
-
-
-def _some(qids: Sequence[int | str], limit: int = 10) -> str:
+def some(qids: Sequence[int | str], limit: int = 10) -> str:
+    """The first of them, and how many more there are, for a message."""
     shown = ", ".join(f"{qid!r}" for qid in qids[:limit])
     return shown + (f" and {len(qids) - limit} more" if len(qids) > limit else "")

@@ -49,23 +49,25 @@ def ranking_average_precision(scores: Floats, labels: Bools, valid: Bools) -> Fl
 
     Args:
         scores: (N, T), finite where valid.
-        labels: (N, T).
+        labels: (N, T), or (N, K, T) for K judges of the same ranking.
         valid: (N, T), True where there is an item.
 
     Returns:
-        (N,), in [0, 1]; 0 where no item is true, 1 where all are.
+        (N,) or (N, K), in [0, 1]; 0 where no item is true, 1 where all are.
     """
+    if labels.ndim == 2:
+        return ranking_average_precision(scores, labels[:, None], valid)[:, 0]
     if scores.shape[1] == 0:
-        return np.zeros(len(scores))
+        return np.zeros(labels.shape[:2])
     keys = np.where(valid, -scores, np.inf)
     order = np.argsort(keys, axis=1, kind="stable")
     keys = np.take_along_axis(keys, order, 1)
-    hits = np.cumsum(np.take_along_axis(labels & valid, order, 1), axis=1)
     real = np.take_along_axis(valid, order, 1)
     last_of_ties = real & np.append(keys[:, 1:] != keys[:, :-1], np.ones((len(keys), 1), dtype=bool), axis=1)
-    precision = np.where(last_of_ties, hits / np.arange(1, scores.shape[1] + 1), 0.0)
-    best_from_here = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    hits_before = np.maximum.accumulate(np.where(last_of_ties, hits, 0), axis=1)
-    hits_before = np.append(np.zeros((len(hits), 1), dtype=hits.dtype), hits_before[:, :-1], axis=1)
-    rises = last_of_ties & (hits > hits_before)
-    return (best_from_here * rises).sum(1) / np.maximum(rises.sum(1), 1)
+    hits = np.cumsum(np.take_along_axis(labels & valid[:, None], order[:, None], 2), axis=2, dtype=np.int32)
+    precision = np.where(last_of_ties[:, None], hits / np.arange(1, scores.shape[1] + 1), 0.0)
+    best_from_here = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
+    hits_before = np.zeros_like(hits)
+    hits_before[..., 1:] = np.maximum.accumulate(np.where(last_of_ties[:, None], hits, 0), axis=2)[..., :-1]
+    rises = last_of_ties[:, None] & (hits > hits_before)
+    return (best_from_here * rises).sum(2) / np.maximum(rises.sum(2), 1)

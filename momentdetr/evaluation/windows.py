@@ -6,8 +6,10 @@ R1 below IoU 0.5 as CG-DETR's copy of the official script adds them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,8 @@ LENGTH_RANGES_S: Mapping[str, tuple[float, float] | None] = {
     "long": (30, 150),
     "full": None,
 }
+BEYOND: Mapping[str, tuple[float, float] | None] = {"beyond": (150, math.inf)}
+"""True windows that are in none of the official script's ranges but "full"; its videos have at most 150 seconds."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,27 @@ class WindowScores:
     def mean_ap(self) -> float:
         return float(np.mean(self.average_precision))
 
+    def to_dict(self) -> dict[str, Any]:
+        """The official script's structure and names, percent with two decimals."""
+        precision = {str(t): percent(v) for t, v in zip(MAP_THRESHOLDS, self.average_precision, strict=True)}
+        recall = {str(t): percent(v) for t, v in zip(R1_THRESHOLDS, self.recall_at_1, strict=True)}
+        return {
+            "MR-mAP": {**precision, "average": percent(self.mean_ap)},
+            "MR-R1": recall,
+            "MR-mIoU": percent(self.mean_iou),
+        }
+
+
+def percent(fraction: float) -> float:
+    """Percent with two decimals, rounded as the official script does."""
+    return float(f"{100 * fraction:.2f}")
+
 
 def evaluate_windows(
-    first: Sequence[Sequence[Window]], ranked: Sequence[Sequence[Window]], truth: Sequence[Sequence[Window]]
+    first: Sequence[Sequence[Window]],
+    ranked: Sequence[Sequence[Window]],
+    truth: Sequence[Sequence[Window]],
+    ranges: Mapping[str, tuple[float, float] | None] = LENGTH_RANGES_S,
 ) -> dict[str, WindowScores]:
     """Score N queries.
 
@@ -58,16 +80,17 @@ def evaluate_windows(
         first: N lists of at most one window (start_s, end_s, score), the answer for R1; an empty one scores 0.
         ranked: N lists of windows for mAP, in any order; an empty one scores 0.
         truth: N lists of at least one true window (start_s, end_s).
+        ranges: name -> (above, up to) seconds of the true windows that count; None: all.
 
     Returns:
-        "short", "middle", "long", "full" -> scores; zeros of 0 queries where no true window has that length.
+        Name of the range -> scores; zeros of 0 queries where no true window has that length.
     """
     top, has_top = _pad(first, 3)
     windows, predicted = _by_score(*_pad(ranked, 3))
     true_windows, is_true = _pad(truth, 2)
     lengths = true_windows[..., 1] - true_windows[..., 0]
     results = {}
-    for name, limits in LENGTH_RANGES_S.items():
+    for name, limits in ranges.items():
         kept = is_true if limits is None else is_true & (lengths > limits[0]) & (lengths <= limits[1])
         some = kept.any(1)
         if not some.any():

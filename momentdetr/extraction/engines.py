@@ -106,8 +106,8 @@ def run_on_ray(
         ray.init(log_to_driver=False, include_dashboard=False, **_own_cluster(workers))
     try:
         actor: Any = ray.remote(num_cpus=1, num_gpus=1 if choice.device.startswith("cuda") else 0)(_Worker)
-        pool = ActorPool([actor.remote(order, choice) for _ in range(min(workers, len(jobs)))])
-        yield from pool.map_unordered(lambda worker, job: worker.run.remote(job), list(jobs))  # type: ignore[arg-type]
+        pool: Any = ActorPool([actor.remote(order, choice) for _ in range(min(workers, len(jobs)))])
+        yield from pool.map_unordered(lambda worker, job: worker.run.remote(job), list(jobs))
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:

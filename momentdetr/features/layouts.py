@@ -31,24 +31,48 @@ class Layout:
     Args:
         video: file patterns of each video stream, in the order in which the published models concatenate them. A stream
             of several patterns is concatenated before it is normalised. "{vid}" is the video's name.
-        text: file pattern of a query, with "{qid}".
+        text: file pattern of a query, with "{qid}", or "{video}" and "{number}" where a query is named VIDEO_NUMBER.
         text_key: name of the token states in that file.
+        flatten: rows have several axes (layers and patches of a network), which become one.
     """
 
     video: tuple[tuple[str, ...], ...]
     text: str
     text_key: str = "last_hidden_state"
+    flatten: bool = False
 
 
-# Token states of the sets; `pooler_output` beside them is one vector a query.
+def _streams(*patterns: str) -> tuple[tuple[str, ...], ...]:
+    return tuple((pattern,) for pattern in patterns)
+
+
+# Token states of the sets; `pooler_output` beside them is one vector a query. SlowFast stands before CLIP, as in the
+# official code; Lighthouse's checkpoints want CLIP first, which converting them permutes.
+_MOMENT_DETR = _streams("slowfast_features/{vid}", "clip_features/{vid}")
+_LIGHTHOUSE = _streams("slowfast/{vid}", "clip/{vid}")
 LAYOUTS: dict[str, Layout] = {
-    "moment_detr": Layout((("slowfast_features/{vid}",), ("clip_features/{vid}",)), "clip_text_features/qid{qid}"),
-    "moment_detr_clip": Layout((("clip_features/{vid}",),), "clip_text_features/qid{qid}"),
-    "lighthouse_tacos": Layout((("slowfast_features/{vid}",), ("clip_features/{vid}",)), "clip_text_features/{qid}"),
-    "univtg": Layout((("vid_slowfast/{vid}",), ("vid_clip/{vid}",)), "txt_clip/{qid}"),
+    # moment_detr_features of QVHighlights, which QD-DETR and its followers read; CG-DETR's Charades-STA is the same.
+    "moment_detr": Layout(_MOMENT_DETR, "clip_text_features/qid{qid}"),
+    "moment_detr_clip": Layout(_streams("clip_features/{vid}"), "clip_text_features/qid{qid}"),
+    "moment_detr_pann": Layout((*_MOMENT_DETR, ("pann_features/{vid}",)), "clip_text_features/qid{qid}"),
+    "moment_detr_asr": Layout(_MOMENT_DETR, "clip_sub_features/{video}/{number}"),
+    "cg_detr_tacos": Layout(_MOMENT_DETR, "clip_text_features/{qid}"),
+    # One folder a data set: features/qvhighlight, features/charades, ...
+    "lighthouse": Layout(_LIGHTHOUSE, "clip_text/qid{qid}"),
+    "lighthouse_clip": Layout(_streams("clip/{vid}"), "clip_text/qid{qid}"),
+    "lighthouse_pann": Layout((*_LIGHTHOUSE, ("pann/{vid}",)), "clip_text/qid{qid}"),
+    "lighthouse_asr": Layout(_LIGHTHOUSE, "clip_text_subs_train/{video}/{number}"),
+    "lighthouse_tacos": Layout(_LIGHTHOUSE, "clip_text/{qid}"),
+    "lighthouse_tacos_clip": Layout(_streams("clip/{vid}"), "clip_text/{qid}"),
+    "lighthouse_tvsum": Layout((("i3d/{vid}_rgb", "i3d/{vid}_opt"),), "clip_text/{qid}", "token"),
+    "lighthouse_youtube": Layout(_LIGHTHOUSE, "clip_text/{qid}"),
+    "univtg": Layout(_streams("vid_slowfast/{vid}", "vid_clip/{vid}"), "txt_clip/{qid}"),
     "umt_tvsum": Layout((("video_features/{vid}_rgb", "video_features/{vid}_opt"),), "{qid}", "token"),
-    "umt_youtube": Layout((("vid_slowfast/{vid}",), ("vid_clip/{vid}",)), "txt/{qid}"),
-    "sg_detr": Layout((("video/{vid}",),), "custom_text/{qid}", "features"),
+    "umt_youtube": Layout(_streams("vid_slowfast/{vid}", "vid_clip/{vid}"), "txt/{qid}"),
+    "sg_detr": Layout(_streams("video/{vid}"), "custom_text/{qid}", "features"),
+    "flashvtg_internvideo2": Layout(_streams("qvhighlight_6b/{vid}"), "qvhighlight_llama_text_feature/qid{qid}"),
+    "r2_tuning": Layout(_streams("clip_b32_vid_k4/{vid}"), "clip_b32_txt_k4/{qid}", flatten=True),
+    "r2_tuning_tacos": Layout(_streams("clip_b32_vid_k4/{vid}-cam-002"), "clip_b32_txt_k4/{qid}", flatten=True),
 }
 
 
@@ -73,10 +97,10 @@ def read_video_features(root: str | Path, layout: Layout | str, vid: str) -> Vid
     Raises:
         BadInput: a file that is missing, unreadable or holds no feature rows.
     """
-    layout = _layout(layout)
+    layout = named_layout(layout)
     streams = []
     for patterns in layout.video:
-        parts = [_rows(_find(root, pattern, vid=vid), "features") for pattern in patterns]
+        parts = [_rows(_find(root, pattern, vid=vid), "features", layout.flatten) for pattern in patterns]
         shortest = min(map(len, parts))
         streams.append(torch.cat([part[:shortest] for part in parts], 1))
     lengths = tuple(map(len, streams))
@@ -91,8 +115,29 @@ def read_text_features(root: str | Path, layout: Layout | str, qid: int | str) -
     Raises:
         BadInput: a file that is missing, unreadable or holds no token states.
     """
-    layout = _layout(layout)
-    return _rows(_find(root, layout.text, qid=str(qid)), layout.text_key)
+    layout = named_layout(layout)
+    return _rows(find_text_file(root, layout, qid), layout.text_key, layout.flatten)
+
+
+def find_video_files(root: str | Path, layout: Layout | str, vid: str) -> list[Path]:
+    """The files of a video's streams; nothing in them is read.
+
+    Raises:
+        BadInput: one is missing.
+    """
+    return [_find(root, pattern, vid=vid) for patterns in named_layout(layout).video for pattern in patterns]
+
+
+def find_text_file(root: str | Path, layout: Layout | str, qid: int | str) -> Path:
+    """The file of a query's token states; nothing in it is read.
+
+    Raises:
+        BadInput: it is missing.
+    """
+    name = str(qid)
+    video, _, number = name.rpartition("_")
+    pattern = named_layout(layout).text
+    return _find(root, pattern, qid=name) if "{qid}" in pattern else _find(root, pattern, video=video, number=number)
 
 
 def read_array(path: str | Path, key: str | None = None, *, max_bytes: int = MAX_FILE_BYTES) -> Array:
@@ -122,7 +167,12 @@ def read_array(path: str | Path, key: str | None = None, *, max_bytes: int = MAX
     raise BadInput(f"{path}: expected a file of features, .npz, .npy or .pt")
 
 
-def _layout(layout: Layout | str) -> Layout:
+def named_layout(layout: Layout | str) -> Layout:
+    """A layout by its name; one that is given is given back.
+
+    Raises:
+        BadInput: there is none of that name.
+    """
     if isinstance(layout, Layout):
         return layout
     if layout not in LAYOUTS:
@@ -131,20 +181,23 @@ def _layout(layout: Layout | str) -> Layout:
 
 
 def _find(root: str | Path, pattern: str, **names: str) -> Path:
-    (kind, name), *_ = names.items()
-    if not name or name in (".", "..") or set(name) & set("/\\\0"):
-        raise BadInput(f"{kind} is {name!r}; expected a plain file name without folders")
+    for kind, name in names.items():
+        if not name or name in (".", "..") or set(name) & set("/\\\0"):
+            raise BadInput(f"{kind} is {name!r}; expected a plain file name without folders")
     stem = Path(root) / pattern.format(**names)
     for suffix in (".npz", ".npy", ".pt"):
         path = stem.with_name(stem.name + suffix)
         if path.is_file():
             return path
-    raise BadInput(f"{stem}: no features (.npz, .npy or .pt) of {kind} {name!r}")
+    asked = " and ".join(f"{kind} {name!r}" for kind, name in names.items())
+    raise BadInput(f"{stem}: no features (.npz, .npy or .pt) of {asked}")
 
 
-def _rows(path: Path, key: str) -> Tensor:
+def _rows(path: Path, key: str, flatten: bool = False) -> Tensor:
     """Read feature rows (N, C), N and C at least 1, as float32."""
     array = read_array(path, key if path.suffix == ".npz" else None)
+    if flatten and array.ndim > 2:
+        array = array.reshape(len(array), -1)
     if array.ndim != 2 or 0 in array.shape or array.dtype.kind != "f":
         raise BadInput(f"{path}: {key} is {array.dtype} {array.shape}; expected floating-point rows (N, C)")
     with np.errstate(over="ignore"):  # doubles beyond float32 become infinity, which is refused below

@@ -89,6 +89,7 @@ class MomentDataset:
         videos: name -> (T, C), raw streams concatenated.
         texts: query id as text -> (W, Ct).
         spec: how the features were made.
+        checked: the features are checked elsewhere (when they are read); they are not looked at here.
 
     Raises:
         BadInput: names the videos and queries without features, of another length of vector, or not finite.
@@ -100,9 +101,15 @@ class MomentDataset:
         videos: Mapping[str, Tensor],
         texts: Mapping[str, Tensor],
         spec: FeatureSpec,
+        *,
+        checked: bool = False,
     ) -> None:
         self.records = list(records)
         self.spec = spec
+        self._videos, self._texts = videos, texts
+        self.num_truncated = 0
+        if checked:
+            return
         video_dim = sum(stream.dim for stream in spec.video)
         video_names = dict.fromkeys(record.video for record in self.records)
         faults = _feature_faults("video", list(video_names), videos, video_dim)
@@ -110,7 +117,6 @@ class MomentDataset:
         if faults:
             shown = "\n  ".join(faults[:50]) + (f"\n  and {len(faults) - 50} more" if len(faults) > 50 else "")
             raise BadInput(f"{len(faults)} features cannot be used; extract them again:\n  {shown}")
-        self._videos, self._texts = videos, texts
         self.num_truncated = sum(len(videos[name]) > spec.max_clips for name in video_names)
 
     def __len__(self) -> int:
@@ -206,10 +212,16 @@ def _saliency_targets(
 def _feature_faults(what: str, names: Sequence[str], features: Mapping[str, Tensor], dim: int) -> list[str]:
     faults = []
     for name in names:
-        if name not in features:
+        try:
+            rows = features[name]
+        except KeyError:
             faults.append(f"{what} {name!r}: there are no features")
-        elif features[name].ndim != 2 or features[name].shape[1] != dim or not len(features[name]):
-            faults.append(f"{what} {name!r}: shape {tuple(features[name].shape)}, expected (length, {dim})")
-        elif not bool(torch.isfinite(features[name]).all()):
+            continue
+        except BadInput as error:  # features that are read when they are asked for
+            faults.append(f"{what} {name!r}: {error}")
+            continue
+        if rows.ndim != 2 or rows.shape[1] != dim or not len(rows):
+            faults.append(f"{what} {name!r}: shape {tuple(rows.shape)}, expected (length, {dim})")
+        elif not bool(torch.isfinite(rows).all()):
             faults.append(f"{what} {name!r}: holds values that are not finite")
     return faults

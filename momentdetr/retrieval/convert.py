@@ -13,10 +13,9 @@ from torch import Tensor
 from momentdetr.errors import BadCheckpoint
 from momentdetr.features.spec import FeatureSpec, Preprocessing, Stream
 from momentdetr.pickled import plain_options, read_checkpoint
-from momentdetr.retrieval.convert_family import FAMILY, common_names, family_of
+from momentdetr.retrieval.layouts.family import from_lighthouse
 from momentdetr.retrieval.layouts.table import layout_of
 from momentdetr.retrieval.model import MomentRetriever
-from momentdetr.retrieval.official_layout import is_conditional, to_ours
 from momentdetr.retrieval.presets import build
 from momentdetr.strict import load_strictly
 
@@ -78,20 +77,12 @@ def convert_state(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> Co
         BadCheckpoint: an unknown system, a missing or left-over tensor, a wrong shape, or NaN.
     """
     layout = layout_of(state)
-    if layout is None:
-        state = common_names(state)
-        config = _config(state, options)
-        model = build(config)
-        ours = to_ours(state, model.state_dict().keys())
-    else:
-        config = layout.configure(state, options, _weights(options))
-        model = build(config)
-        ours = layout.to_ours(state, model.state_dict().keys())
+    config = layout.configure(state, options)
+    model = build(config)
+    ours = layout.to_ours(state, model.state_dict().keys())
     load_strictly(model, ours)
-    lighthouse = "v_feat_types" in options
-    about = {"system": config["preset"], "layout": "lighthouse" if lighthouse else "official"}
-    spec = _spec if layout is None or layout.spec is None else layout.spec
-    return Conversion(config, ours, spec(state, options), about)
+    about = {"system": layout.name, "layout": "lighthouse" if from_lighthouse(options) else "official"}
+    return Conversion(config, ours, (layout.spec or _spec)(state, options), about)
 
 
 def permute_streams(state: Mapping[str, Tensor], dims: Sequence[int], order: Sequence[int]) -> dict[str, Tensor]:
@@ -114,81 +105,6 @@ def permute_streams(state: Mapping[str, Tensor], dims: Sequence[int], order: Seq
         key = f"input_vid_proj.0.{name}"
         moved[key] = state[key].index_select(-1, index)
     return moved
-
-
-def _config(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str, Any]:
-    conditional = is_conditional(state)
-    if (
-        conditional
-        and family_of(state) is None
-        and ("transformer.t2v_encoder.layers.0.linear1.weight" not in state or "saliency_proj1.weight" not in state)
-    ):
-        raise BadCheckpoint("this checkpoint has span queries, but not QD-DETR's text-to-video encoder: unknown system")
-    boundary = state["span_embed.layers.2.bias"].shape[0] // 2
-    family = family_of(state)
-    config: dict[str, Any] = {
-        "preset": family or ("qd_detr" if conditional else "moment_detr"),
-        "sizes": _sizes(state, options),
-        "weights": _weights(options),
-    }
-    if options.get("use_txt_pos"):
-        config["text_positions"] = state["txt_position_embed.position_embeddings.weight"].shape[0]
-    if options.get("contrastive_align_loss", False):
-        config["alignment_size"] = state["contrastive_align_projection_query.bias"].shape[0]
-        config["temperature"] = options.get("temperature", 0.07)
-    if family is not None:
-        return config | {"official_batch_faults": True} | FAMILY[family][1](state, options)
-    if conditional:
-        if options.get("pre_norm"):
-            raise BadCheckpoint(
-                "QD-DETR with pre_norm does not run in the official code; this checkpoint is not one of it"
-            )
-        # Official weights were trained with these faults, and answer as published only with them.
-        config["official_batch_faults"] = True
-        # Lighthouse trains TVSum with the matcher; only the official code leaves moments out.
-        config["moments"] = options.get("dset_name") != "tvsum" or "v_feat_types" in options
-    else:
-        config["pre_norm"] = bool(options.get("pre_norm", "transformer.encoder.norm.weight" in state))
-        config["boundary_clips"] = boundary if boundary > 1 else 0
-    return config
-
-
-def _sizes(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str, Any]:
-    def count(prefix: str) -> int:
-        return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
-
-    num_queries = state["query_embed.weight"].shape[0]
-    width = state["class_embed.weight"].shape[1]
-    return {
-        "video_dim": state["input_vid_proj.0.net.1.weight"].shape[1],
-        "text_dim": state["input_txt_proj.0.net.1.weight"].shape[1],
-        "width": width,
-        "num_heads": options.get("nheads", 8),
-        "feed_forward": state["transformer.encoder.layers.0.linear1.weight"].shape[0],
-        "encoder_layers": count("transformer.encoder.layers."),
-        "decoder_layers": count("transformer.decoder.layers."),
-        "num_queries": num_queries,
-        "dropout": options.get("dropout", 0.1),
-        "input_layers": count("input_vid_proj."),
-        "input_dropout": options.get("input_dropout", 0.5),
-    }
-
-
-def _weights(options: Mapping[str, Any]) -> dict[str, Any]:
-    names = {
-        "l1": "span_loss_coef",
-        "giou": "giou_loss_coef",
-        "class_": "label_loss_coef",
-        "saliency": "lw_saliency",
-        "align": "contrastive_align_loss_coef",
-        "background": "eos_coef",
-        "saliency_margin": "saliency_margin",
-        "cost_l1": "set_cost_span",
-        "cost_giou": "set_cost_giou",
-        "cost_class": "set_cost_class",
-        "auxiliary": "aux_loss",
-    }
-    return {ours: options[official] for ours, official in names.items() if official in options}
 
 
 def _spec(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> FeatureSpec:

@@ -6,10 +6,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from momentdetr.detr.decoder import DecoderLayer
-from momentdetr.detr.encoder import EncoderLayer
 from momentdetr.retrieval.align import ContrastiveAlignment
-from momentdetr.retrieval.encoders.cg_attention import DropPath, DummyAttention, DummyFusionLayer, Prompts
+from momentdetr.retrieval.encoders.cg_attention import DummyAttention, DummyFusionLayer, Prompts, drop_paths
 from momentdetr.retrieval.encoders.cg_detr import CgDetrEncoder
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.projection import LearnedTextPositions
@@ -114,12 +112,5 @@ def cg_detr(
         scores=foreground,
         align=ContrastiveAlignment(sizes.width, alignment_size, temperature) if alignment_size else None,
     )
-    _drop_paths(model, sizes.dropout)
+    drop_paths(model, sizes.dropout)
     return model
-
-
-def _drop_paths(model: nn.Module, probability: float) -> None:
-    """Drop whole branches of samples in the layers that CG-DETR has in common with others, as its code does."""
-    for module in model.modules():
-        if isinstance(module, EncoderLayer | DecoderLayer):
-            module.dropout = DropPath(probability)  # type: ignore[assignment]

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 from torch import nn
 
-from momentdetr.retrieval.encoders.flashvtg import DummyLayer, FlashVtgEncoder, UnprojectedAttention
+from momentdetr.retrieval.encoders.cg_attention import DummyAttention, DummyFusionLayer, drop_paths
+from momentdetr.retrieval.encoders.flashvtg import FlashVtgEncoder
 from momentdetr.retrieval.encoders.r2_tuning import WordPooling
 from momentdetr.retrieval.mixed_points import ConfidenceTower, FlashVtg, MixedPointHead
 from momentdetr.retrieval.points import PointCriterion, PointTower, Pyramid
 from momentdetr.retrieval.presets_points import single_class
 from momentdetr.retrieval.projection import LearnedTextPositions
-from momentdetr.retrieval.stacks import LossWeights, Sizes, encoder, feed_forward, projections
+from momentdetr.retrieval.stacks import LossWeights, Sizes, encoder, projections, text_to_video
 
 FLASHVTG_WEIGHTS = {"class_": 5.0, "l1": 1.0, "saliency": 0.8}
 """Of the focal loss, of distances, and of saliency (QVHighlights, SlowFast and CLIP features)."""
@@ -39,8 +40,7 @@ def flashvtg(
 ) -> FlashVtg:
     """FlashVTG (Cao et al., 2025, arXiv 2412.13441).
 
-    Of `sizes` the number of queries and of decoder layers do not count. In training the official code drops whole
-    branches where this one drops single numbers.
+    Of `sizes` the number of queries and of decoder layers do not count.
 
     Args:
         num_dummies: tokens that take the attention that no word deserves.
@@ -62,16 +62,13 @@ def flashvtg(
         raise ValueError("weights.indicator is for qd_detr; FlashVTG has no clip indicator")
     width = sizes.width
     video, text = projections(sizes)
-    fusion = [
-        DummyLayer(
-            attention=UnprojectedAttention(width, sizes.num_heads, sizes.dropout, num_dummies=num_dummies),
-            feed_forward=feed_forward(sizes, nn.PReLU),
-            width=width,
-            dropout=sizes.dropout,
-            official_batch_faults=official_batch_faults,
-        )
-        for _ in range(fusion_layers)
-    ]
+    fusion = text_to_video(
+        sizes,
+        DummyFusionLayer,
+        attention=DummyAttention,
+        count=fusion_layers,
+        official_batch_faults=official_batch_faults,
+    )
     clips = encoder(sizes, activation=nn.PReLU)
     for stack in (*fusion, clips):
         for parameter in stack.parameters():
@@ -82,7 +79,7 @@ def flashvtg(
     def tower() -> ConfidenceTower:
         return ConfidenceTower(width, num_convolutions=num_convolutions, num_linear=num_linear, kernel=kernel)
 
-    return FlashVtg(
+    model = FlashVtg(
         encoder=FlashVtgEncoder(
             video_projection=video,
             text_projection=text,
@@ -112,3 +109,5 @@ def flashvtg(
         max_moments=max_moments,
         score_weight=score,
     )
+    drop_paths(model, sizes.dropout)
+    return model

@@ -9,25 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from momentdetr.datasets.predictions import write_predictions
-from momentdetr.datasets.qvhighlights import read_qvhighlights
+from momentdetr.datasets.predictions import MomentPrediction, write_predictions
 from momentdetr.errors import BadCheckpoint, BadInput
-from momentdetr.evaluation.moments import MomentScores, evaluate_moments
+from momentdetr.evaluation.protocols import Scores, evaluate
 from momentdetr.evaluation.ranking import auroc
 from momentdetr.features.spec import FeatureSpec
 from momentdetr.retrieval.batches import MomentBatch, MomentDataset
 from momentdetr.retrieval.checkpoint import save
-from momentdetr.retrieval.feature_files import read_published, read_tensors
-from momentdetr.retrieval.generated import generate
 from momentdetr.retrieval.model import MomentRetriever
 from momentdetr.retrieval.predicting import predict_dataset
 from momentdetr.retrieval.presence import Presence, fit_presence
 from momentdetr.retrieval.presets import build
+from momentdetr.retrieval.train_data import DataConfig, read_splits
 from momentdetr.training.checkpoint import CheckpointFolder
 from momentdetr.training.config import LoopConfig, OptimizerConfig, ScheduleConfig, Section, load_config
 from momentdetr.training.loop import FitResult, Task, fit
@@ -35,46 +33,15 @@ from momentdetr.training.order import derived_seed
 from momentdetr.training.state import restore_weights
 
 
-class DataConfig(Section):
-    """Where annotations and features are; paths are relative to the current directory.
-
-    Args:
-        train: annotations to learn from, .jsonl.
-        val: annotations to be scored on, .jsonl; None: the model is not scored.
-        video: a .safetensors file, name of the video -> (T, dim), raw streams concatenated.
-        text: a .safetensors file, query id as text -> (W, dim).
-        root: instead of these two, a folder of published features ...
-        layout: ... that is laid out as one of `features.layouts.LAYOUTS`.
-        generated: make so many queries (and a quarter as many to be scored on) instead of reading any file.
-    """
-
-    train: str | None = None
-    val: str | None = None
-    video: str | None = None
-    text: str | None = None
-    root: str | None = None
-    layout: str | None = None
-    generated: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _complete(self) -> DataConfig:
-        files, published = (self.video, self.text), (self.root, self.layout)
-        if not self.generated and not (self.train and (all(files) or all(published))):
-            raise ValueError("needs 'train' and either 'video' and 'text' or 'root' and 'layout' (or 'generated')")
-        if any(files) and any(published):
-            raise ValueError("has both 'video' or 'text' and 'root' or 'layout'; give one pair")
-        return self
-
-
 class RetrievalConfig(Section):
     """Everything about one training run.
 
     Args:
-        data: see `DataConfig`.
+        data: see `train_data.DataConfig`.
         features: a `FeatureSpec` as plain values, or the path of a .json file that holds it.
         model: "preset", "sizes", "weights" and options of `presets.build`; the feature dimensions are filled in.
         initial: a .safetensors file to begin with; its tensors have names of the model, not all need be there.
-        training: see `LoopConfig`; `select_by` is a name of the official brief scores, e.g. "MR-full-mAP".
+        training: see `LoopConfig`; `select_by` is a name of the data set's brief scores, e.g. "MR-full-mAP".
         optimizer: see `OptimizerConfig`.
         schedule: see `ScheduleConfig`.
         about: free text for people, stored with the model.
@@ -120,7 +87,8 @@ def train(
         config_path: a file as in configs/retrieval.
         overrides: "section.key=value", applied to the configuration.
         output_dir: gets metrics.jsonl, checkpoints/, the retriever (retriever/) and, if it was scored, its answers
-            (val_predictions.jsonl) and scores (val_scores.json).
+            (val_predictions.jsonl) and scores (val_scores.json); the same for test, on which it is scored once, at the
+            end.
         resume: go on with the run that `output_dir` holds.
         progress: draw a progress line on stderr.
 
@@ -133,8 +101,9 @@ def train(
         BadCheckpoint: the run cannot be resumed.
     """
     config = load_config(RetrievalConfig, config_path, overrides)
-    spec, output_dir = _feature_spec(config.features), Path(output_dir)
-    learn, score = _datasets(config, spec)
+    spec, output_dir = feature_spec(config.features), Path(output_dir)
+    splits = read_splits(config.data, spec)
+    score, protocol = splits.val, splits.protocol
     model_config = _with_dimensions(config.model, spec)
     device = _device(config.device)
     model = _initial_model(model_config, config.training.seed, config.initial).to(device)
@@ -142,11 +111,11 @@ def train(
     def evaluate(network: nn.Module) -> Mapping[str, float]:
         assert isinstance(network, MomentRetriever)
         assert score is not None
-        return _answers(network, score, config.training.batch_size, device)[1].headline
+        return _answers(network, score, protocol, config.training.batch_size, device)[1].headline
 
     task = Task(
         model=model,
-        samples=_OnDevice(learn, device),
+        samples=_OnDevice(splits.train, device),
         loss=_loss,
         names=lambda batch: batch.sample_ids,
         evaluate=None if score is None else evaluate,
@@ -157,13 +126,16 @@ def train(
     if score is not None:
         best.presence = _presence(best, score, config.training.batch_size, device)
         model_config["presence"] = asdict(best.presence)
-        _write_scores(best, score, config.training.batch_size, device, output_dir)
+    for name, data in (("val", score), ("test", splits.test)):
+        if data is not None:
+            answers, scored = _answers(best, data, protocol, config.training.batch_size, device)
+            _write_scores(answers, scored, output_dir, name)
     return save(output_dir / "retriever", model_config, best, spec, about=config.about)
 
 
 @dataclass(frozen=True)
 class _Scored:
-    scores: MomentScores
+    scores: Scores
     absent_auroc: float | None
 
     @property
@@ -172,9 +144,11 @@ class _Scored:
         return {**self.scores.brief, **extra}
 
 
-def _answers(model: MomentRetriever, data: MomentDataset, batch_size: int, device: torch.device) -> tuple[Any, _Scored]:
+def _answers(
+    model: MomentRetriever, data: MomentDataset, protocol: str, batch_size: int, device: torch.device
+) -> tuple[list[MomentPrediction], _Scored]:
     predictions, absent = predict_dataset(model.eval(), data, batch_size=batch_size, device=device)
-    scores = evaluate_moments(predictions, data.records, clip_length_s=data.spec.clip_length_s)
+    scores = evaluate(protocol, predictions, data.records, clip_length_s=data.spec.clip_length_s)
     truly_absent = [not record.windows_s for record in data.records]
     some_absent = 0 < sum(truly_absent) < len(truly_absent)
     return predictions, _Scored(scores, auroc(absent, truly_absent) if some_absent else None)
@@ -191,13 +165,10 @@ def _presence(model: MomentRetriever, data: MomentDataset, batch_size: int, devi
     return fit_presence(best, highest, present)
 
 
-def _write_scores(
-    model: MomentRetriever, data: MomentDataset, batch_size: int, device: torch.device, folder: Path
-) -> None:
-    predictions, scored = _answers(model, data, batch_size, device)
-    write_predictions(folder / "val_predictions.jsonl", predictions)
-    document = {**scored.scores.to_dict(), "absent-AUROC": scored.absent_auroc, "notes": list(scored.scores.notes)}
-    (folder / "val_scores.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+def _write_scores(predictions: Sequence[MomentPrediction], scored: _Scored, folder: Path, split: str) -> None:
+    write_predictions(folder / f"{split}_predictions.jsonl", predictions)
+    document = {**scored.scores.official, "absent-AUROC": scored.absent_auroc, "notes": list(scored.scores.notes)}
+    (folder / f"{split}_scores.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _loss(model: nn.Module, batch: MomentBatch, epoch: int) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -240,7 +211,12 @@ def _best_model(result: FitResult, folder: Path, model: MomentRetriever, *, aver
     return model.eval()
 
 
-def _feature_spec(features: dict[str, Any] | str) -> FeatureSpec:
+def feature_spec(features: dict[str, Any] | str) -> FeatureSpec:
+    """The specification that a configuration holds or names.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
     try:
         if isinstance(features, str):
             features = json.loads(Path(features).read_text(encoding="utf-8"))
@@ -258,28 +234,6 @@ def _with_dimensions(model: Mapping[str, Any], spec: FeatureSpec) -> dict[str, A
     if wrong:
         raise BadInput(f"model.sizes.{wrong[0]} is {given[wrong[0]]}, but the features have {sizes[wrong[0]]}")
     return {**model, "sizes": {**given, **sizes}}
-
-
-def _datasets(config: RetrievalConfig, spec: FeatureSpec) -> tuple[MomentDataset, MomentDataset | None]:
-    data = config.data
-    if data.generated:
-        worlds = [generate(count, spec, seed) for seed, count in ((1, data.generated), (2, data.generated // 4 or 1))]
-        learn, score = (MomentDataset(world.records, world.videos, world.texts, spec) for world in worlds)
-        return learn, score
-    assert data.train is not None
-    return _dataset(data.train, data, spec), None if data.val is None else _dataset(data.val, data, spec)
-
-
-def _dataset(annotations: str, data: DataConfig, spec: FeatureSpec) -> MomentDataset:
-    records = read_qvhighlights(annotations, clip_length_s=spec.clip_length_s)
-    names, qids = [record.video for record in records], [str(record.qid) for record in records]
-    if data.root and data.layout:
-        videos, texts = read_published(data.root, data.layout, names, qids, spec)
-    else:
-        assert data.video is not None
-        assert data.text is not None
-        videos, texts = read_tensors(data.video, names), read_tensors(data.text, qids)
-    return MomentDataset(records, videos, texts, spec)
 
 
 def _device(name: str) -> torch.device:

@@ -70,9 +70,11 @@ def test_plain_groups_equal_a_naive_construction(num_dims: int) -> None:
     torch.testing.assert_close(group.queries.anchors, anchors)
 
 
-def test_contrastive_groups_equal_a_naive_construction(num_dims: int) -> None:
+@pytest.mark.parametrize("outer", [1.0, 1.25])
+def test_contrastive_groups_equal_a_naive_construction(num_dims: int, outer: float) -> None:
     """DINO: each group a near ring, then a far one; corners move by less than, or at least, half a size."""
-    denoising, targets = make("contrastive", groups=2, label_noise=0.3, box_noise=1.0), make_targets(num_dims)
+    denoising = make("contrastive", groups=2, label_noise=0.3, box_noise=1.0, outer=outer)
+    targets = make_targets(num_dims)
     group, draws = drawn(denoising, targets)
     assert draws.signs is not None
     assert group.queries.anchors is not None
@@ -84,7 +86,7 @@ def test_contrastive_groups_equal_a_naive_construction(num_dims: int) -> None:
                 if draws.flip[row] < 0.3:
                     label, flipped = draws.labels[flipped], flipped + 1
                 half = box[num_dims:].repeat(2) / 2
-                reach = (draws.boxes[row] + ring % 2) * draws.signs[row]
+                reach = (draws.boxes[row] + outer * (ring % 2)) * draws.signs[row]
                 moved = to_center_size((to_corners(box) + reach * half).clamp(0, 1))
                 slot = ring * 3 + place
                 torch.testing.assert_close(group.queries.content[sample, slot], denoising.labels.weight[label])

@@ -143,3 +143,38 @@ def test_features_stay_the_content_where_positions_are_made_too(num_dims: int) -
     plain.head.load_state_dict(queries.head.state_dict())
     torch.testing.assert_close(found.content, plain(memory).content)
     assert found.positions is not None
+
+
+def test_each_level_may_have_a_size_of_its_own(num_dims: int) -> None:
+    memory = make_memory(num_dims)
+    anchors, may_propose = token_anchors(memory, size=(0.2, 0.75), margin=0.01)
+    first = math.prod(memory.level_shapes[0])
+    for rows, size in ((slice(0, first), 0.2), (slice(first, None), 0.75)):
+        sizes = anchors[:, rows].sigmoid()[may_propose[:, rows]][:, num_dims:]
+        assert sizes.numel()
+        torch.testing.assert_close(sizes, torch.full_like(sizes, size))
+
+
+def test_quality_ranks_beside_the_class_and_is_judged(num_dims: int) -> None:
+    memory = make_memory(num_dims)
+    torch.manual_seed(1)
+    boxes = MLP(WIDTH, WIDTH, 2 * num_dims)
+    parts = {"classes": nn.Linear(WIDTH, 1), "quality": nn.Linear(WIDTH, 1), "boxes": boxes}
+    queries = ProposedQueries(9, WIDTH, num_dims, head=ProposalHead(WIDTH, **parts), selection="features")
+    proposals = queries.head(memory)
+    assert proposals.quality is not None
+    supervision = queries(memory).supervisions[0]
+    assert supervision.predictions.quality is not None
+    for sample in range(2):
+        likely = {}
+        for token in range(proposals.anchors.shape[1]):
+            product = proposals.logits[sample, token, 0].sigmoid() * proposals.quality[sample, token].sigmoid()
+            may = bool(proposals.anchors[sample, token].isfinite().all())
+            likely[token] = product.item() if may else -math.inf
+        best = sorted(likely, key=lambda token: -likely[token])[:9]
+        may = [token for token in best if likely[token] > -math.inf]
+        said = supervision.predictions
+        assert said.quality is not None
+        torch.testing.assert_close(said.logits[sample, : len(may)], proposals.logits[sample, may])
+        torch.testing.assert_close(said.quality[sample, : len(may)], proposals.quality[sample, may])
+        assert (said.boxes[sample, len(may) :] == 1).all()

@@ -7,7 +7,7 @@ from torch import nn
 from momentdetr.detr.attention import SelfAttention
 from momentdetr.detr.encoder import DenseSelfAttention, Encoder, EncoderLayer
 from momentdetr.detr.initialization import init_transformer
-from momentdetr.detr.mlp import MLP, FeedForward
+from momentdetr.detr.mlp import MLP, SHARE, FeedForward
 from momentdetr.detr.types import Memory
 
 
@@ -81,3 +81,14 @@ def test_initialization_has_the_packed_bound_and_zero_biases() -> None:
     assert attention.query.weight.abs().max() > 0.95 * packed
     assert packed < attention.out.weight.abs().max() <= plain
     assert attention.value.bias.abs().sum() == 0
+
+
+@torch.no_grad()
+def test_many_tokens_go_through_the_feed_forward_network_in_shares() -> None:
+    torch.manual_seed(0)
+    network = FeedForward(8, 16).eval()
+    tokens = torch.randn(2, SHARE + 3, 8)
+    with torch.enable_grad():
+        expected = network(tokens)
+    torch.testing.assert_close(network(tokens), expected)
+    torch.testing.assert_close(network(tokens.transpose(0, 1)).transpose(0, 1), expected)

@@ -36,7 +36,20 @@ def _save(path: Path, **arrays: np.ndarray[Any, Any]) -> Path:
     [
         ("moment_detr", ["slowfast_features/V", "clip_features/V"], "clip_text_features/qid7", "last_hidden_state"),
         ("moment_detr_clip", ["clip_features/V"], "clip_text_features/qid7", "last_hidden_state"),
-        ("lighthouse_tacos", ["slowfast_features/V", "clip_features/V"], "clip_text_features/7", "last_hidden_state"),
+        (
+            "moment_detr_pann",
+            ["slowfast_features/V", "clip_features/V", "pann_features/V"],
+            "clip_text_features/qid7",
+            "last_hidden_state",
+        ),
+        ("cg_detr_tacos", ["slowfast_features/V", "clip_features/V"], "clip_text_features/7", "last_hidden_state"),
+        ("lighthouse", ["slowfast/V", "clip/V"], "clip_text/qid7", "last_hidden_state"),
+        ("lighthouse_clip", ["clip/V"], "clip_text/qid7", "last_hidden_state"),
+        ("lighthouse_pann", ["slowfast/V", "clip/V", "pann/V"], "clip_text/qid7", "last_hidden_state"),
+        ("lighthouse_tacos", ["slowfast/V", "clip/V"], "clip_text/7", "last_hidden_state"),
+        ("lighthouse_tacos_clip", ["clip/V"], "clip_text/7", "last_hidden_state"),
+        ("lighthouse_youtube", ["slowfast/V", "clip/V"], "clip_text/7", "last_hidden_state"),
+        ("flashvtg_internvideo2", ["qvhighlight_6b/V"], "qvhighlight_llama_text_feature/qid7", "last_hidden_state"),
         ("univtg", ["vid_slowfast/V", "vid_clip/V"], "txt_clip/7", "last_hidden_state"),
         ("umt_youtube", ["vid_slowfast/V", "vid_clip/V"], "txt/7", "last_hidden_state"),
         ("sg_detr", ["video/V"], "custom_text/7", "features"),
@@ -56,17 +69,46 @@ def test_each_layout_finds_its_files(tmp_path: Path, layout: str, video: list[st
     assert np.array_equal(states.numpy(), words.astype(np.float32))
 
 
-def test_tvsum_is_one_stream_of_two_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("layout", "folder", "text"), [("umt_tvsum", "video_features", "q"), ("lighthouse_tvsum", "i3d", "clip_text/q")]
+)
+def test_tvsum_is_one_stream_of_two_files(tmp_path: Path, layout: str, folder: str, text: str) -> None:
     """It is normalised after concatenation, so it must not come as two streams."""
     rgb, flow = _rows(10, 3), _rows(9, 2)
-    (tmp_path / "video_features").mkdir()
-    np.save(tmp_path / "video_features" / "V_rgb.npy", rgb)
-    np.save(tmp_path / "video_features" / "V_opt.npy", flow)
-    _save(tmp_path / "q.npz", token=_rows(4, 6))
-    found = read_video_features(tmp_path, "umt_tvsum", "V")
+    (tmp_path / folder).mkdir()
+    np.save(tmp_path / folder / "V_rgb.npy", rgb)
+    np.save(tmp_path / folder / "V_opt.npy", flow)
+    _save(tmp_path / f"{text}.npz", token=_rows(4, 6))
+    found = read_video_features(tmp_path, layout, "V")
     assert len(found.streams) == 1
     assert np.array_equal(found.streams[0].numpy(), np.concatenate([rgb[:9], flow], 1))
-    assert read_text_features(tmp_path, "umt_tvsum", "q").shape == (4, 6)
+    assert read_text_features(tmp_path, layout, "q").shape == (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("layout", "folder"), [("moment_detr_asr", "clip_sub_features"), ("lighthouse_asr", "clip_text_subs_train")]
+)
+def test_captions_have_a_folder_a_video(tmp_path: Path, layout: str, folder: str) -> None:
+    words = _rows(5, 4)
+    _save(tmp_path / folder / "a_b_0.0_150.0" / "12.npz", last_hidden_state=words)
+    assert np.array_equal(read_text_features(tmp_path, layout, "a_b_0.0_150.0_12").numpy(), words)
+    with pytest.raises(BadInput, match=r"of video .a_b_0\.0_150\.0. and number .13."):
+        read_text_features(tmp_path, layout, "a_b_0.0_150.0_13")
+    for qid in ("12", "../x_12", "a_.."):
+        with pytest.raises(BadInput, match="expected a plain file name"):
+            read_text_features(tmp_path, layout, qid)
+
+
+@pytest.mark.parametrize(("layout", "name"), [("r2_tuning", "V"), ("r2_tuning_tacos", "V-cam-002")])
+def test_layers_and_patches_become_one_vector(tmp_path: Path, layout: str, name: str) -> None:
+    clips = RNG.standard_normal((6, 4, 3, 5)).astype(np.float16)
+    words = RNG.standard_normal((7, 4, 5)).astype(np.float16)
+    for folder, stem, array in (("clip_b32_vid_k4", name, clips), ("clip_b32_txt_k4", "q", words)):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / f"{stem}.npy", array)
+    (found,) = read_video_features(tmp_path, layout, "V").streams
+    assert np.array_equal(found.numpy(), clips.reshape(6, 60).astype(np.float32))
+    assert read_text_features(tmp_path, layout, "q").shape == (7, 20)
 
 
 def test_a_stream_may_be_npy_or_a_tensor(tmp_path: Path) -> None:

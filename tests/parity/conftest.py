@@ -14,6 +14,7 @@ from parity.report import Report
 
 REPORT = pytest.StashKey[Report]()
 PLANS = pytest.StashKey[list[Plan]]()
+LINES = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -72,14 +73,25 @@ def excused(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return patterns_of(request.config.getoption("--except") or os.environ.get("MOMENTDETR_EXCEPT", ""))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    report = config.stash.get(REPORT, None)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the full table; a worker process sends its summary to the one that prints."""
+    report, config = session.config.stash.get(REPORT, None), session.config
     if report is None or not (report.rows or report.missing):
         return
-    terminalreporter.section("parity")
-    for line in report.summary():
-        terminalreporter.write_line(line)
+    lines = report.summary()
     path = config.getoption("--parity-report", None)
     if path:
         report.write(Path(path))
-        terminalreporter.write_line(f"every comparison: {path}")
+        lines.append(f"every comparison: {path}")
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["parity"] = lines
+    else:
+        config.stash[LINES] = lines
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    lines = config.stash.get(LINES, [])
+    if lines:
+        terminalreporter.section("parity")
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -16,8 +16,8 @@ from parity.systems import moments
 from parity.writing import write_inputs, write_runs
 from torch import Tensor, nn
 
+from momentdetr.retrieval.layouts.table import LAYOUTS
 from momentdetr.retrieval.model import MomentRetriever
-from momentdetr.retrieval.official_layout import to_official
 from momentdetr.retrieval.presets import build
 
 SIZES = {"video_dim": 10, "text_dim": 6, "width": 16, "num_heads": 2, "feed_forward": 24, "num_queries": 4}
@@ -49,7 +49,7 @@ def inputs_of(clips: int = 12, words: int = 5) -> dict[str, Tensor]:
 def own_golden(folder: Path, system: str, options: Mapping[str, Any]) -> Golden:
     """A folder of goldens whose official side is our own code."""
     align = {"alignment_size": 8} if options.get("contrastive_align_loss") else {}
-    shapes = to_official(build({"preset": system, "sizes": SIZES, **align}).state_dict(), system == "qd_detr")
+    shapes = LAYOUTS[system].to_official(build({"preset": system, "sizes": SIZES, **align}).state_dict())
     state = {name: made_weight(name, list(tensor.shape)) for name, tensor in shapes.items()}
     if align:  # the official model has this one too and never uses it
         state |= {f"contrastive_align_projection_vid.{p}": torch.ones(s) for p, s in (("weight", (8, 16)), ("bias", 8))}

@@ -26,7 +26,6 @@ from parity.fullsize import made_weight, uniform  # noqa: E402
 from momentdetr.detr.types import Targets  # noqa: E402
 from momentdetr.retrieval.layouts.table import LAYOUTS  # noqa: E402
 from momentdetr.retrieval.model import MomentRetriever  # noqa: E402
-from momentdetr.retrieval.official_layout import official_name, to_official, to_ours  # noqa: E402
 from momentdetr.retrieval.presets import build  # noqa: E402
 from momentdetr.retrieval.types import MomentTargets, SaliencyTargets, VideoText  # noqa: E402
 
@@ -90,14 +89,10 @@ def model_of(case: str) -> MomentRetriever:
     """The case's model in float64, with weights by the rule."""
     config = CASES[case]
     model = build({**config, "sizes": {**SIZES, **config.get("sizes", {})}})
-    layout = LAYOUTS.get(config["preset"])
-    if layout is None:
-        named = to_official(model.state_dict(), config["preset"] != "moment_detr")
-    else:
-        named = layout.to_official(model.state_dict())
+    layout = LAYOUTS[config["preset"]]
+    named = layout.to_official(model.state_dict())
     official = {name: made_weight(name, list(tensor.shape)) for name, tensor in named.items()}
-    ours = model.state_dict().keys()
-    model.load_state_dict(to_ours(official, ours) if layout is None else layout.to_ours(official, ours), strict=True)
+    model.load_state_dict(layout.to_ours(official, model.state_dict().keys()), strict=True)
     return model.double()
 
 
@@ -146,15 +141,9 @@ def _norms(model: MomentRetriever, preset: str) -> dict[str, float | None]:
     """Of each gradient by its official name, so that renaming a module changes nothing; None: no gradient."""
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     given = {name: grad for name, grad in gradients.items() if grad is not None}
-    layout = LAYOUTS.get(preset)
-    if layout is None:
-        conditional = preset != "moment_detr"
-        present = to_official(given, conditional)
-        absent = {official_name(name, conditional)[0]: None for name, grad in gradients.items() if grad is None}
-    else:
-        present = layout.to_official(given)
-        absent = {layout.place(name)[0]: None for name, grad in gradients.items() if grad is None}
-    return {**absent, **{name: grad.norm().item() for name, grad in present.items()}}
+    layout = LAYOUTS[preset]
+    absent = {layout.place(name)[0]: None for name, grad in gradients.items() if grad is None}
+    return {**absent, **{name: grad.norm().item() for name, grad in layout.to_official(given).items()}}
 
 
 def _digest(tensor: Tensor) -> list[float]:

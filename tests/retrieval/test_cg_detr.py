@@ -72,6 +72,8 @@ def test_neighbours_of_the_same_video_are_no_negatives() -> None:
     names = ["a_b_60.0_210.0", "a_b_210.0_360.0", "c_60.0_210.0", "a_b_0.0_150.0"]
     assert has_foreign_neighbour(names, 4).tolist() == [False, True, True, False]
     assert has_foreign_neighbour(names, 4, cut=False).tolist() == [True] * 4
+    others = ("Aaa_60.0_210.0", "Aaa_210.0_360.0", "my_own_video", "my_other_video")
+    assert has_foreign_neighbour(others, 4).tolist() == [False, True, True, True]
     assert has_foreign_neighbour(None, 3).tolist() == [True] * 3
     assert has_foreign_neighbour(["one"], 1).tolist() == has_foreign_neighbour(None, 1).tolist() == [False]
     assert [source_of(name) for name in ("3MSZA.mp4", "s17_d69", "x_1_y")] == ["3MSZA.mp4", "s17_d69", "x_1_y"]

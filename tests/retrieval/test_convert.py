@@ -16,8 +16,8 @@ from small_retrievers import make_config
 
 from momentdetr.errors import BadCheckpoint
 from momentdetr.retrieval.convert import convert, convert_state, permute_streams
+from momentdetr.retrieval.layouts.table import LAYOUTS
 from momentdetr.retrieval.model import MomentRetriever
-from momentdetr.retrieval.official_layout import to_official
 from momentdetr.retrieval.presets import build
 from momentdetr.retrieval.types import VideoText
 
@@ -36,7 +36,7 @@ OPTIONS: dict[str, Any] = {
 def official(preset: str, **options: Any) -> tuple[MomentRetriever, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     model = build(make_config(preset, **options)).eval()
-    state = to_official(model.state_dict(), conditional=preset != "moment_detr")
+    state = LAYOUTS[preset].to_official(model.state_dict())
     # Official models always create these, and do not read them unless told to.
     state.setdefault("txt_position_embed.position_embeddings.weight", torch.randn(32, 16))
     state.setdefault("txt_position_embed.LayerNorm.weight", torch.ones(16))

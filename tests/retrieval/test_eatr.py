@@ -16,8 +16,8 @@ from momentdetr.errors import BadCheckpoint
 from momentdetr.retrieval.convert import convert_state
 from momentdetr.retrieval.encoders.eatr_decoder import EventQueries
 from momentdetr.retrieval.encoders.events import event_targets, pseudo_events, signed_giou
+from momentdetr.retrieval.layouts.table import LAYOUTS
 from momentdetr.retrieval.model import MomentRetriever
-from momentdetr.retrieval.official_layout import to_official
 from momentdetr.retrieval.types import MomentTargets, VideoText
 
 Make = Callable[..., MomentRetriever]
@@ -135,7 +135,7 @@ def test_events_are_matched_by_spans_and_learn(make: Make, inputs: VideoText, ta
 
 def test_both_official_names_of_a_tensor_are_read_and_must_agree(make: Make, inputs: VideoText) -> None:
     model = make("eatr", official_batch_faults=True)
-    state = to_official(model.state_dict(), conditional=True)
+    state = LAYOUTS["eatr"].to_official(model.state_dict())
     official = {}
     for name, tensor in state.items():
         official[

@@ -14,8 +14,8 @@ from momentdetr.detr.types import Targets
 from momentdetr.retrieval.convert import convert_state
 from momentdetr.retrieval.encoders.slots import SlotAttention
 from momentdetr.retrieval.encoders.uvcom_parts import LocalConvolution, cluster, random_walk, similarity_loss
+from momentdetr.retrieval.layouts.table import LAYOUTS
 from momentdetr.retrieval.model import MomentRetriever
-from momentdetr.retrieval.official_layout import to_official
 from momentdetr.retrieval.types import MomentTargets, VideoText
 
 Make = Callable[..., MomentRetriever]
@@ -142,7 +142,7 @@ def test_official_names_and_lighthouse_s_walk(make: Make, inputs: VideoText) -> 
     model = make("uvcom", **SMALL, official_batch_faults=True)
     state = {
         name.replace("transformer.encoder.", "CIM.GKA_Module.").replace("transformer.", "CIM."): tensor
-        for name, tensor in to_official(model.state_dict(), conditional=True).items()
+        for name, tensor in LAYOUTS["uvcom"].to_official(model.state_dict()).items()
     }
     assert sum(name.startswith("CIM.GKA_Module.") for name in state) == 13
     state["global_rep_token"] = torch.zeros(16)

@@ -2,12 +2,13 @@
  * the standard ones. reference.py says what is computed, cpu.py calls it, deformable_cpu.h holds the arithmetic, which
  * this file includes once for each instruction set and type of value.
  *
- * Forward. The rows of one head lie H * C apart. Where there are many queries, a few heads at a time ("slots") are
- * first copied so that their rows lie side by side; then threads share the blocks of queries.
+ * Forward. The rows of one head lie H * C apart. Where there are many queries and rows, a few heads at a time ("slots")
+ * are first copied so that their rows lie side by side; then threads share the blocks of queries.
  *
  * Backward. One task for each sample and head, or for each of its levels where threads are many: it alone writes its
  * cells of grad_value and its points' gradients, in the order of the queries, so nothing is atomic and every run gives
- * the same bits, however many threads there are. It copies its own cells where that pays. A last pass turns what tasks left behind into gradients of logits, offsets and references. */
+ * the same bits, however many threads there are. It copies its own cells where that pays. Where tasks
+ * are levels, or references want gradients, softmax comes before them and after them a pass over what they left behind. */
 
 #include <math.h>
 #include <stddef.h>
@@ -32,13 +33,14 @@ typedef struct {
     const int64_t *shapes;  /* (L, D), natural order */
     const void *value;      /* (B, S, H, C) */
     const double *references; /* (B, Q, L, D or 2D), not for PLAIN */
+    void *bases;              /* (B, Q, D, 3, L) and room for a vector, filled here; not for PLAIN */
     const void *offsets;    /* (B, Q, H, L, P, D) */
     const void *logits;     /* (B, Q, H, L, P) */
     void *copies;           /* forward: slots x (S, C) values; backward: threads x (slots, C) */
     void *output;           /* (B, Q, H, C) values */
     /* backward only; REAL is float, or double for values of FLOAT64 */
     const void *grad_output; /* (B, Q, H, C) values */
-    void *weights;           /* (B, Q, H, L, P) REAL, filled here */
+    void *weights;           /* (B, Q, H, L, P) REAL, filled here; NULL: tasks are whole heads and do all on their own */
     void *grad_copies;       /* threads x (slots, C) REAL */
     void *grad_value;        /* (B, S, H, C): values where tasks copy, otherwise REAL and zero at the start */
     void *grad_offsets;      /* (B, Q, H, L, P, D) REAL */
@@ -47,6 +49,7 @@ typedef struct {
 } Args;
 
 typedef struct { /* one instruction set's functions for one type of value */
+    void (*refer)(const Args *, int64_t from, int64_t to);
     void (*copy)(const Args *, int64_t slot, int64_t head, int64_t from, int64_t to);
     void (*look)(const Args *, int64_t slot, int64_t head, int64_t from, int64_t to);
     void (*weigh)(const Args *, int64_t from, int64_t to);
@@ -150,7 +153,7 @@ int64_t momentdetr_instructions(void) {
 
 int64_t momentdetr_arguments_size(void) { return sizeof(Args); }
 
-enum { QUERIES = 256, FEW = 32, ROWS = 1024 }; /* of a piece of work */
+enum { QUERIES = 256, FEW = 16, ROWS = 1024 }; /* of a piece of work */
 
 /* Rows are used where they are. All heads of a query look at about the same place, where their rows are neighbours. */
 static void forward_in_place(const Args *a, const Functions *f) {
@@ -158,8 +161,9 @@ static void forward_in_place(const Args *a, const Functions *f) {
 #pragma omp parallel for num_threads((int)a->threads) schedule(dynamic)
     for (int64_t i = 0; i < a->batch * blocks; i++) {
         int64_t sample = i / blocks, from = i % blocks * FEW;
-        for (int64_t head = 0; head < a->heads; head++)
-            f->look(a, 0, sample * a->heads + head, from, least(from + FEW, a->queries));
+        int64_t to = least(from + FEW, a->queries);
+        f->refer(a, sample * a->queries + from, sample * a->queries + to);
+        for (int64_t head = 0; head < a->heads; head++) f->look(a, 0, sample * a->heads + head, from, to);
     }
 }
 
@@ -167,18 +171,23 @@ static void forward_in_place(const Args *a, const Functions *f) {
 static void forward_copied(const Args *a, const Functions *f) {
     int64_t heads = a->batch * a->heads, copies = (a->cells + ROWS - 1) / ROWS;
     int64_t blocks = (a->queries + QUERIES - 1) / QUERIES;
+    int64_t rows = a->batch * a->queries, pieces = (rows + QUERIES - 1) / QUERIES;
 #pragma omp parallel num_threads((int)a->threads)
-    for (int64_t first = 0; first < heads; first += a->slots) {
-        int64_t count = least(a->slots, heads - first);
+    {
+#pragma omp for schedule(static) nowait
+        for (int64_t i = 0; i < pieces; i++) f->refer(a, i * QUERIES, least((i + 1) * QUERIES, rows));
+        for (int64_t first = 0; first < heads; first += a->slots) {
+            int64_t count = least(a->slots, heads - first);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < count * copies; i++) {
-            int64_t slot = i / copies, from = i % copies * ROWS;
-            f->copy(a, slot, first + slot, from, least(from + ROWS, a->cells));
-        }
+            for (int64_t i = 0; i < count * copies; i++) {
+                int64_t slot = i / copies, from = i % copies * ROWS;
+                f->copy(a, slot, first + slot, from, least(from + ROWS, a->cells));
+            }
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < count * blocks; i++) {
-            int64_t slot = i / blocks, from = i % blocks * QUERIES;
-            f->look(a, slot, first + slot, from, least(from + QUERIES, a->queries));
+            for (int64_t i = 0; i < count * blocks; i++) {
+                int64_t slot = i / blocks, from = i % blocks * QUERIES;
+                f->look(a, slot, first + slot, from, least(from + QUERIES, a->queries));
+            }
         }
     }
 }
@@ -203,13 +212,17 @@ void momentdetr_backward(const Args *a) {
         int64_t thread = 0;
 #endif
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < blocks; i++) f->weigh(a, i * QUERIES, least((i + 1) * QUERIES, rows));
+        for (int64_t i = 0; i < blocks; i++) {
+            f->refer(a, i * QUERIES, least((i + 1) * QUERIES, rows));
+            if (a->weights) f->weigh(a, i * QUERIES, least((i + 1) * QUERIES, rows));
+        }
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < heads * tasks; i++) {
             int64_t level = i / heads;
             f->scatter(a, thread, i % heads, level, tasks == 1 ? a->levels : level + 1);
         }
+        if (a->weights)
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < blocks; i++) f->finish(a, i * QUERIES, least((i + 1) * QUERIES, rows));
+            for (int64_t i = 0; i < blocks; i++) f->finish(a, i * QUERIES, least((i + 1) * QUERIES, rows));
     }
 }

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-SOURCES = (FOLDER / "deformable_cpu.c", FOLDER / "deformable_cpu.h")
+SOURCES = (FOLDER / "deformable_cpu.c", *sorted(FOLDER.glob("deformable_cpu*.h")))
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = (
     "-std=gnu11",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from momentdetr.detr.kernels import arguments, dispatch, reference
 
@@ -62,8 +64,26 @@ def _apply(value: Tensor, shapes: Shapes, references: Tensor | None, offsets: Te
     arguments.check(value, shapes, references, offsets, logits)
     if len(shapes[0]) > dispatch.MAX_DIMS or dispatch.requested() == "reference":
         return reference.forward(value, shapes, references, offsets, logits)
-    flat = [size for shape in shapes for size in shape]
-    return attention_op(value, flat, references, offsets, logits)
+    if _is_watched(value):
+        return attention_op(value, flat(shapes), references, offsets, logits)
+    inputs = value, shapes, references, offsets, logits
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (value, references, offsets, logits)):
+        return _Attention.apply(*inputs)
+    return _forward(*inputs)
+
+
+def _is_watched(value: Tensor) -> bool:
+    """Whether somebody wants to see the operation, not only its result: a compiler, an exporter, a tracer, a mode.
+
+    Passing by torch's dispatcher takes as long as the operation itself for a short video.
+    """
+    return (
+        type(value) not in (Tensor, torch.nn.Parameter)
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or is_in_torch_dispatch_mode()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 @torch.library.custom_op("momentdetr::deformable_attention", mutates_args=())
@@ -71,7 +91,10 @@ def attention_op(
     value: Tensor, sizes: Sequence[int], references: Tensor | None, offsets: Tensor, logits: Tensor
 ) -> Tensor:
     """The operation that torch sees; `sizes` are the level shapes, one after another."""
-    shapes = levels_of(sizes, offsets.shape[-1])
+    return _forward(value, levels_of(sizes, offsets.shape[-1]), references, offsets, logits)
+
+
+def _forward(value: Tensor, shapes: Shapes, references: Tensor | None, offsets: Tensor, logits: Tensor) -> Tensor:
     if offsets.numel() == 0:
         return value.new_zeros(_output_shape(value, offsets))
     run = dispatch.kernel(dispatch.choose(value.device.type, value.dtype))
@@ -96,6 +119,18 @@ def backward_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of value, references (empty if not asked for), offsets and logits."""
     shapes = levels_of(sizes, offsets.shape[-1])
+    return _backward(grad_output, value, shapes, references, offsets, logits, with_references)
+
+
+def _backward(
+    grad_output: Tensor,
+    value: Tensor,
+    shapes: Shapes,
+    references: Tensor | None,
+    offsets: Tensor,
+    logits: Tensor,
+    with_references: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     nothing = value.new_empty(0)
     if grad_output.numel() == 0 or offsets.numel() == 0:
         grads = tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (value, offsets, logits))
@@ -126,19 +161,41 @@ def _(
     )
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None) -> None:
     value, ctx.sizes, references, offsets, logits = inputs
     ctx.save_for_backward(value, references, offsets, logits)
 
 
-def _differentiate(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad_output: Tensor, run: Callable[..., Any] = backward_op) -> tuple[Tensor | None, ...]:
     value, references, offsets, logits = ctx.saved_tensors
     with_references = references is not None and ctx.needs_input_grad[2]
-    grads = backward_op(grad_output, value, ctx.sizes, references, offsets, logits, with_references)
+    grads = run(grad_output, value, ctx.sizes, references, offsets, logits, with_references)
     return grads[0], None, grads[1] if with_references else None, grads[2], grads[3]
 
 
 attention_op.register_autograd(_differentiate, setup_context=_keep)
+
+
+class _Attention(torch.autograd.Function):
+    """The same for nobody but autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        _keep(ctx, inputs, None)
+        return _forward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        if _is_watched(grad_output):
+            ctx.sizes = flat(ctx.sizes)
+            return _differentiate(ctx, grad_output)
+        return _differentiate(ctx, grad_output, _backward)
+
+
+def flat(shapes: Shapes) -> list[int]:
+    """Level shapes, one after another."""
+    return [size for shape in shapes for size in shape]
 
 
 def levels_of(sizes: Sequence[int], num_dims: int) -> list[tuple[int, ...]]:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from momentdetr.detr.decoder import DecoderLayer
+from momentdetr.detr.encoder import EncoderLayer
 from momentdetr.retrieval.encoders.qd_detr import TextToVideoLayer
 
 
@@ -67,6 +69,13 @@ class DropPath(nn.Module):
         kept = 1 - self.probability
         shape = (len(branch), *(1,) * (branch.dim() - 1))
         return branch * torch.bernoulli(branch.new_full(shape, kept)) / kept
+
+
+def drop_paths(model: nn.Module, probability: float) -> None:
+    """Drop whole branches of samples in a model's self-attention and decoder layers, as CG-DETR's code does."""
+    for module in model.modules():
+        if isinstance(module, EncoderLayer | DecoderLayer):
+            module.dropout = DropPath(probability)  # type: ignore[assignment]
 
 
 class DummyFusionLayer(TextToVideoLayer):

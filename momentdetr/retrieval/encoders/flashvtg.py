@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,56 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from momentdetr.detr.attention import Attention
 from momentdetr.detr.encoder import Encoder
 from momentdetr.detr.positions import grid_positions
 from momentdetr.detr.types import Memory
-from momentdetr.retrieval.encoders.qd_detr import TextToVideoLayer
+from momentdetr.retrieval.encoders.cg_attention import DummyFusionLayer
+from momentdetr.retrieval.encoders.cg_losses import attention_negative_loss, has_foreign_neighbour
 from momentdetr.retrieval.encoders.r2_tuning import TEMPERATURE, WordPooling, sampled_contrast
 from momentdetr.retrieval.projection import LearnedTextPositions, Projection
 from momentdetr.retrieval.saliency import margin_loss, negative_pair_loss, rank_contrastive_loss
 from momentdetr.retrieval.types import Encoding, MomentTargets, SaliencyTargets, VideoText
-
-
-class UnprojectedAttention(Attention):
-    """Attention without projections of its inputs, in which dummies before the words take attention and give nothing.
-
-    Args:
-        width: C.
-        num_heads: H.
-        dropout: of the attention weights.
-        num_dummies: D, of the first keys.
-    """
-
-    def __init__(self, width: int, num_heads: int, dropout: float = 0.0, *, num_dummies: int) -> None:
-        nn.Module.__init__(self)
-        self.num_heads, self.dropout, self.num_dummies = num_heads, dropout, num_dummies
-        self.out = nn.Linear(width, width)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Clips (B, T, C), dummies and words (B, D + W, C) -> (B, T, C)."""
-        weights = F.dropout(self.weights(query, key, mask), self.dropout, self.training)[..., self.num_dummies :]
-        values = value[:, self.num_dummies :].unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        return self.out((weights @ values).transpose(1, 2).flatten(-2))
-
-    def weights(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-        """Of each head: (B, H, T, D + W)."""
-        query, key = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key))
-        logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-        return (logits if mask is None else logits.masked_fill(~mask, -math.inf)).softmax(-1)
-
-
-class DummyLayer(TextToVideoLayer):
-    """QD-DETR's layer with dummies among the words, which also says where clips looked."""
-
-    attention: UnprojectedAttention
-
-    def looked_at(
-        self, video: Tensor, text: Tensor, positions: Tensor, text_positions: Tensor, masks: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """Attention weights, averaged over heads: (B, T, D + W)."""
-        return self.attention.weights(video + positions, text + text_positions, self._allowed(*masks)).mean(1)
 
 
 @dataclass(frozen=True)
@@ -102,7 +60,7 @@ class FlashVtgEncoder(nn.Module):
         video_projection: Projection,
         text_projection: Projection,
         dummy_encoder: Encoder,
-        fusion: Sequence[DummyLayer],
+        fusion: Sequence[DummyFusionLayer],
         encoder: Encoder,
         pooling: WordPooling,
         width: int,
@@ -169,9 +127,9 @@ class FlashVtgEncoder(nn.Module):
         """Clips (B, T, C), saliency (B, T), and how much of its attention each clip gave to words (B, T), in [0, 1]."""
         video, mask, looked = given.video, given.video_mask, given.video.new_zeros(())
         for layer in self.fusion:
-            seen = (video, given.text, given.positions, given.text_positions, (mask, given.text_mask))
-            looked = looked + layer.looked_at(*seen) / len(self.fusion)  # type: ignore[operator]
-            video = layer(*seen)
+            masks = (mask, given.text_mask)
+            video, weights = layer(video, given.text, given.positions, given.text_positions, masks, self.num_dummies)
+            looked = looked + weights / len(self.fusion)
         clips = self.encoder(Memory(video, mask, given.positions)).tokens
         words = given.text_mask[:, None, self.num_dummies :]
         attended = (looked[..., self.num_dummies :] * words).sum(2).clamp(0, 1)
@@ -233,8 +191,7 @@ class FlashVtgEncoder(nn.Module):
         total = total + F.binary_cross_entropy(attended[counted], truth.scores.clamp(0, 1)[counted])
         if negative is None:
             return total
-        silent = -(1 - negative).clamp(min=torch.finfo(negative.dtype).tiny).log() * mask[rows]
-        return total + silent.sum(1).mean()
+        return total + attention_negative_loss(negative, mask[rows])
 
     def _contrast(self, encoding: Encoding, truth: SaliencyTargets, mask: Tensor, known: Tensor) -> Tensor:
         """One clip of each sample, against clips of no more saliency and against other samples."""
@@ -244,19 +201,6 @@ class FlashVtgEncoder(nn.Module):
         tokens = encoding.memory.tokens[known]
         likeness = F.cosine_similarity(tokens, encoding.extras["sentence"][known][:, None], dim=-1)
         return sampled_contrast(likeness / TEMPERATURE, rivals, clip)
-
-
-def has_foreign_neighbour(videos: Sequence[str] | None, batch: int) -> Tensor:
-    """(B,), whether the next sample, around the end, is of another video.
-
-    Args:
-        videos: names, "id_start_end" where they are cuts of longer ones (QVHighlights); None: all differ.
-        batch: B.
-    """
-    if videos is None:
-        return torch.full((batch,), batch > 1)
-    sources = [re.sub(r"(_\d+(\.\d+)?){2}$", "", name) for name in videos]
-    return torch.tensor([sources[i] != sources[(i + 1) % batch] for i in range(batch)])
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

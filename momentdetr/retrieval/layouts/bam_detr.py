@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from momentdetr.errors import BadCheckpoint
-from momentdetr.retrieval.layouts.layout import PROJECTIONS, WORD_POSITIONS, Layers, Layout, common_sizes
+from momentdetr.retrieval.layouts.family import (
+    ENCODER,
+    FUSION,
+    GLOBAL_TOKEN,
+    PROJECTIONS,
+    SALIENCY,
+    WORD_POSITIONS,
+    common_config,
+)
+from momentdetr.retrieval.layouts.layout import Layers, Layout, Options, State
 
 
-def _config(state: Mapping[str, Tensor], options: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
+def _config(state: State, options: Options) -> dict[str, Any]:
     if options.get("pre_norm") or options.get("span_loss_type", "l1") != "l1":
         raise BadCheckpoint("BAM-DETR with pre_norm or without regressed spans does not run in the official code")
-    layers = ("transformer.t2v_encoder.layers.", "transformer.decoder.layers.")
-    hidden = "transformer.t2v_encoder.layers.0.linear1.weight"
     quality = "quality_pred.layers.0.weight" in state
-    config: dict[str, Any] = {
-        "sizes": common_sizes(state, options, hidden=hidden, encoder=layers[0], decoder=layers[1]),
-        "weights": dict(weights),
+    fused = "transformer.t2v_encoder.layers."
+    return {
+        **common_config(state, options, hidden=f"{fused}0.linear1.weight", encoder=fused),
         "quality": options.get("quality_loss_coef", 2.0) if quality else 0.0,
         "boundary": options.get("boundary_loss_coef", 1.0) if quality else 0.0,  # one switch for both
         "moments": options.get("dset_name") != "tvsum",
         "official_batch_faults": True,
     }
-    if options.get("use_txt_pos"):
-        config["text_positions"] = state["txt_position_embed.position_embeddings.weight"].shape[0]
-    return config
 
 
 _BOUNDARY = r"transformer.decoder.boundary_layers.\1.\2"
@@ -38,16 +39,14 @@ BAM_DETR = Layout(
     matches=lambda state: "transformer.decoder.boundary_conv_left.0.weight" in state,
     config=_config,
     layers=(
-        Layers(r"encoder\.encoder\.layers", "transformer.encoder.layers"),
-        Layers(r"encoder\.fusion", "transformer.t2v_encoder.layers"),
+        ENCODER,
+        FUSION,
         Layers(r"head\.layers", "transformer.decoder.layers", "conditional", decoder=True),
     ),
     rows=(
         *PROJECTIONS,
-        (r"encoder\.saliency_clip\.(.*)", r"saliency_proj1.\1"),
-        (r"encoder\.saliency_global\.(.*)", r"saliency_proj2.\1"),
-        (r"encoder\.global_token", r"global_rep_token"),
-        (r"encoder\.global_position", r"global_rep_pos"),
+        *SALIENCY,
+        *GLOBAL_TOKEN,
         (r"encoder\.start_tower\.convolutions\.0\.(.*)", r"transformer.decoder.boundary_conv_left.0.\1"),
         (r"encoder\.start_tower\.convolutions\.1\.(.*)", r"transformer.decoder.boundary_conv_left.2.\1"),
         (r"encoder\.start_tower\.convolutions\.2\.(.*)", r"transformer.decoder.boundary_conv_left.4.\1"),

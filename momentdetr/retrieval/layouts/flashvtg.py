@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
-from momentdetr.retrieval.layouts.layout import PROJECTIONS, WORD_POSITIONS, Layers, Layout, common_sizes, count
+from momentdetr.retrieval.layouts.cg_detr import DUMMIES
+from momentdetr.retrieval.layouts.family import ENCODER, FUSION, PROJECTIONS, SALIENCY, WORD_POSITIONS, common_config
+from momentdetr.retrieval.layouts.layout import Layout, Options, State, count
 from momentdetr.retrieval.layouts.r2_tuning import PYRAMID
 
 
-def _config(state: Mapping[str, Tensor], options: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
-    hidden = "transformer.encoder.layers.0.linear1.weight"
+def _config(state: State, options: Options) -> dict[str, Any]:
     named = {"saliency": "lw_saliency", "class_": "lw_cls", "l1": "lw_reg", "saliency_margin": "saliency_margin"}
     kernel = state["class_head.convs.0.weight"]
-    config: dict[str, Any] = {
-        "sizes": common_sizes(state, options, hidden=hidden, encoder="transformer.encoder.layers.", decoder=None),
+    return {
+        **common_config(state, options, decoder=None),
         "weights": {ours: options[theirs] for ours, theirs in named.items() if theirs in options},
         "num_dummies": state["dummy_rep_token"].shape[0],
         "dummy_layers": count(state, "txtproj_encoder.layers."),
@@ -30,24 +28,16 @@ def _config(state: Mapping[str, Tensor], options: Mapping[str, Any], weights: Ma
         "attention": options.get("lw_wattn", 1.0),
         "official_batch_faults": True,
     }
-    if options.get("use_txt_pos"):
-        config["text_positions"] = state["txt_position_embed.position_embeddings.weight"].shape[0]
-    return config
 
 
 FLASHVTG = Layout(
     name="flashvtg",
     matches=lambda state: "conf_head.convs.0.weight" in state and "dummy_rep_token" in state,
     config=_config,
-    layers=(
-        Layers(r"encoder\.encoder\.layers", "transformer.encoder.layers"),
-        Layers(r"encoder\.fusion", "transformer.t2v_encoder.layers"),
-        Layers(r"encoder\.dummy_encoder\.layers", "txtproj_encoder.layers"),
-    ),
+    layers=(ENCODER, FUSION, DUMMIES),
     rows=(
         *PROJECTIONS,
-        (r"encoder\.saliency_clip\.(.*)", r"saliency_proj1.\1"),
-        (r"encoder\.saliency_global\.(.*)", r"saliency_proj2.\1"),
+        *SALIENCY,
         (r"encoder\.kinds", r"token_type_embeddings.weight"),
         (r"encoder\.dummies", r"dummy_rep_token"),
         (r"encoder\.dummy_positions", r"dummy_rep_pos"),

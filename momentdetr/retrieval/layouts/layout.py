@@ -7,21 +7,49 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from momentdetr.detr.official import Kind, Place, gather, layer_parameter, left_over, scatter
 from momentdetr.errors import BadCheckpoint
 from momentdetr.features.spec import FeatureSpec
 
+State = Mapping[str, Tensor]
+"""Official names -> tensors."""
+
+Options = Mapping[str, Any]
+"""The options that a model was trained with, under their official names."""
+
 
 @dataclass(frozen=True)
 class Layers:
-    """A stack of transformer layers: pattern of our prefix, official prefix, and what their attention is."""
+    """A stack of transformer layers.
+
+    Args:
+        ours: pattern of our prefix.
+        official: official prefix.
+        kind: of attention, see `layer_parameter`.
+        decoder: whether they are a decoder's.
+        further: further dense attentions within a layer: our name -> official name.
+    """
 
     ours: str
     official: str
     kind: Kind = "dense"
     decoder: bool = False
+    further: Mapping[str, str] = field(default_factory=dict)
+
+    def place(self, ours: str) -> Place | None:
+        """Official name of one of our parameters, and which third of it (None: all of it); None: not of this stack."""
+        found = re.fullmatch(rf"{self.ours}\.(\d+)\.(([^.]+)\.(.*))", ours)
+        if found is None:
+            return None
+        if found[3] in self.further:
+            name, third = layer_parameter(f"self_attention.{found[4]}", "dense", decoder=False)
+            name = f"{self.further[found[3]]}.{name.removeprefix('self_attn.')}"
+        else:
+            name, third = layer_parameter(found[2], self.kind, decoder=self.decoder)
+        return f"{self.official}.{found[1]}.{name}", third
 
 
 @dataclass(frozen=True)
@@ -31,56 +59,69 @@ class Layout:
     Args:
         name: its preset.
         matches: whether an official state dict is of this system.
-        config: official state, official options, and loss weights told from them -> the preset's keyword arguments,
-            "sizes" and "weights" among them.
+        config: official state and options -> the preset's keyword arguments, "sizes" and "weights" among them.
         layers: stacks of layers.
         rows: everything else: (pattern of our name, official name); the first that matches counts.
         unused: patterns of official tensors that no computation reads, with the reason.
+        aliases: (pattern of an official name, the name that the rest of the family has for the same part), applied
+            before anything else reads the state; two names of one tensor are joined.
         spec: official state and options -> the features that it reads; None: told from its input projections.
     """
 
     name: str
-    matches: Callable[[Mapping[str, Tensor]], bool]
-    config: Callable[[Mapping[str, Tensor], Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+    matches: Callable[[State], bool]
+    config: Callable[[State, Options], dict[str, Any]]
     layers: tuple[Layers, ...] = ()
     rows: tuple[tuple[str, str], ...] = ()
     unused: Mapping[str, str] = field(default_factory=dict)
-    spec: Callable[[Mapping[str, Tensor], Mapping[str, Any]], FeatureSpec] | None = None
+    aliases: tuple[tuple[str, str], ...] = ()
+    spec: Callable[[State, Options], FeatureSpec] | None = None
 
-    def configure(
-        self, state: Mapping[str, Tensor], options: Mapping[str, Any], weights: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def common_names(self, state: State) -> dict[str, Tensor]:
+        """The state dict without aliases.
+
+        Raises:
+            BadCheckpoint: the two names of one tensor hold different numbers.
+        """
+        common: dict[str, Tensor] = {}
+        for name, tensor in state.items():
+            renamed = next((re.sub(f"^{old}", new, name) for old, new in self.aliases if re.match(old, name)), name)
+            if renamed in common and not torch.equal(common[renamed], tensor):
+                raise BadCheckpoint(f"{name!r} should be the same tensor as another one of the checkpoint, but is not")
+            common[renamed] = tensor
+        return common
+
+    def configure(self, state: State, options: Options) -> dict[str, Any]:
         """What `presets.build` needs, see `config`.
 
         Raises:
             BadCheckpoint: a tensor that tells a size is missing, or the options are of no published model.
         """
         try:
-            return {"preset": self.name, **self.config(state, options, weights)}
+            return {"preset": self.name, **self.config(self.common_names(state), options)}
         except KeyError as error:
             raise BadCheckpoint(f"the checkpoint lacks {error}, which a size of the model is told from") from error
 
     def place(self, ours: str) -> Place:
         """Official name of one of our parameters, and which third of it (None: all of it)."""
         for stack in self.layers:
-            found = re.fullmatch(rf"{stack.ours}\.(\d+)\.(.*)", ours)
-            if found:
-                name, third = layer_parameter(found[2], stack.kind, decoder=stack.decoder)
-                return f"{stack.official}.{found[1]}.{name}", third
+            place = stack.place(ours)
+            if place is not None:
+                return place
         for pattern, replacement in self.rows:
             name, count = re.subn(f"^{pattern}$", replacement, ours)
             if count:
-                return name.replace("input_video_proj", "input_vid_proj").replace(
-                    "input_text_proj", "input_txt_proj"
-                ), None
+                name = name.replace("input_video_proj", "input_vid_proj").replace("input_text_proj", "input_txt_proj")
+                return name, None
         raise BadCheckpoint(f"no official name is known for parameter {ours!r} of {self.name}")
 
-    def to_ours(self, official: Mapping[str, Tensor], our_names: Iterable[str]) -> dict[str, Tensor]:
+    def to_ours(self, official: State, our_names: Iterable[str]) -> dict[str, Tensor]:
         """Rename and split an official state dict, strictly.
 
         Raises:
             BadCheckpoint: a tensor is missing, or one is left over that is not known to be unused.
         """
+        official = self.common_names(official)
         wanted = {name: self.place(name) for name in our_names}
         used = {name for name, _ in wanted.values()}
         missing = sorted(used - set(official))
@@ -95,48 +136,11 @@ class Layout:
             )
         return gather(official, wanted)
 
-    def to_official(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def to_official(self, ours: State) -> dict[str, Tensor]:
         """The way back: our parameters (or their gradients) under official names, thirds joined."""
         return scatter(ours, {name: self.place(name) for name in ours})
-
-
-PROJECTIONS: tuple[tuple[str, str], ...] = (
-    (r"encoder\.(video|text)_projection\.norms\.(\d+)\.(.*)", r"input_\1_proj.\2.LayerNorm.\3"),
-    (r"encoder\.(video|text)_projection\.linears\.(\d+)\.(.*)", r"input_\1_proj.\2.net.1.\3"),
-    (r"encoder\.text_positions\.embedding\.(.*)", r"txt_position_embed.position_embeddings.\1"),
-    (r"encoder\.text_positions\.norm\.(.*)", r"txt_position_embed.LayerNorm.\1"),
-)
-"""What all systems with Moment-DETR's input projections share."""
-
-WORD_POSITIONS = {r"txt_position_embed\..*": "word positions, created but not used unless use_txt_pos"}
 
 
 def count(state: Iterable[str], prefix: str) -> int:
     """How many modules stand behind a prefix: "transformer.encoder.layers." -> 2."""
     return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
-
-
-def common_sizes(
-    state: Mapping[str, Tensor], options: Mapping[str, Any], *, hidden: str, encoder: str, decoder: str | None
-) -> dict[str, Any]:
-    """What `Sizes` wants, of a system with Moment-DETR's input projections.
-
-    Args:
-        hidden: official name of a feed-forward network's first weight.
-        encoder: prefix of the layers that `encoder_layers` counts.
-        decoder: prefix of the decoder's layers, or None.
-    """
-    sizes = {
-        "video_dim": state["input_vid_proj.0.net.1.weight"].shape[1],
-        "text_dim": state["input_txt_proj.0.net.1.weight"].shape[1],
-        "width": state["input_vid_proj.0.net.1.weight"].shape[0],
-        "num_heads": options.get("nheads", 8),
-        "feed_forward": state[hidden].shape[0],
-        "encoder_layers": count(state, encoder),
-        "dropout": options.get("dropout", 0.1),
-        "input_layers": count(state, "input_vid_proj."),
-        "input_dropout": options.get("input_dropout", 0.5),
-    }
-    if decoder is not None:
-        sizes |= {"decoder_layers": count(state, decoder), "num_queries": state["query_embed.weight"].shape[0]}
-    return sizes

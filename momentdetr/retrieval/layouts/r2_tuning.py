@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from momentdetr.features.spec import FeatureSpec, Stream
-from momentdetr.retrieval.layouts.layout import Layout
+from momentdetr.retrieval.layouts.layout import Layout, Options, State
 
 # Patches of a frame, by the width of CLIP's vision tower; those that the official code extracts by default.
 _PATCHES = {768: 50, 1024: 577}
 
 
-def _config(state: Mapping[str, Tensor], options: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
+def _config(state: State, options: Options) -> dict[str, Any]:
     first = state["adapter.video_map.2.weight"]
     layers = state["adapter.scale"].shape[0]
     stored, patches = (
@@ -43,8 +40,8 @@ def _config(state: Mapping[str, Tensor], options: Mapping[str, Any], weights: Ma
     }
 
 
-def _spec(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> FeatureSpec:
-    sizes = _config(state, options, {})["sizes"]
+def _spec(state: State, options: Options) -> FeatureSpec:
+    sizes = _config(state, options)["sizes"]
     return FeatureSpec(
         video=(Stream("clip_layers", sizes["video_dim"], "official"),),
         text=Stream("clip_text_layers", sizes["text_dim"], "official"),

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from momentdetr.detr.boxes import to_corners
 from momentdetr.detr.losses import Losses
 from momentdetr.retrieval.convert import convert_state
-from momentdetr.retrieval.encoders.flashvtg import has_foreign_neighbour
+from momentdetr.retrieval.encoders.cg_losses import has_foreign_neighbour
 from momentdetr.retrieval.points import PointOutput
 from momentdetr.retrieval.types import MomentOutput, MomentTargets, VideoText
 
@@ -90,22 +90,15 @@ def _hooks(model: Any, alone: VideoText) -> dict[str, Tensor]:
         "vid": own.video_projection,
         "txt": own.text_projection,
         "dummies": own.dummy_encoder,
-        "fusion": own.fusion[-1],
         "cells": head.pyramid,
         "classes": head.classes,
         "confidence": head.confidence,
         "offsets": head.offsets,
     }
-    looked: list[Tensor] = []
-    kept = [(layer, layer.looked_at) for layer in own.fusion]
-    for layer, weigh in kept:
-        layer.looked_at = lambda *given, weigh=weigh: looked.append(weigh(*given)) or looked[-1]
-    try:
-        with moments._listening(parts) as seen:
-            output = model(alone)
-    finally:
-        for layer, _ in kept:
-            del layer.looked_at
+    parts |= {f"layer.{index}": layer for index, layer in enumerate(own.fusion)}
+    with moments._listening(parts) as seen:
+        output = model(alone)
+    looked = [seen[f"layer.{index}"][0][1] for index in range(len(own.fusion))]
     encoding, mask = output.encoding, alone.video_mask
     tokens, weights = encoding.memory.tokens.transpose(0, 1), torch.stack(looked).mean(0)
     assert encoding.text is not None
@@ -121,7 +114,7 @@ def _hooks(model: Any, alone: VideoText) -> dict[str, Tensor]:
         "transformer.3": weights,
         "transformer.4": output.saliency,
         "transformer.encoder": tokens,
-        "transformer.t2v_encoder.0": torch.cat([seen["fusion"][0], text], 1).transpose(0, 1),
+        "transformer.t2v_encoder.0": torch.cat([seen[f"layer.{len(own.fusion) - 1}"][0][0], text], 1).transpose(0, 1),
         "transformer.t2v_encoder.1": weights,
         "pooling": encoding.extras["sentence"][:, None],
         "conf_head": seen["confidence"][0],
