@@ -20,7 +20,9 @@ from momentdetr.datasets.predictions import MomentPrediction
 from momentdetr.datasets.qvhighlights import read_qvhighlights
 from momentdetr.evaluation.moments import evaluate_moments
 from momentdetr.retrieval.convert import convert
+from momentdetr.retrieval.layouts.table import LAYOUTS
 from momentdetr.retrieval.predicting import predict_dataset
+from momentdetr.retrieval.presets import build
 from momentdetr.weights import REGISTRY
 
 NAME = "lighthouse-moment-detr-clip"
@@ -28,26 +30,12 @@ NAME = "lighthouse-moment-detr-clip"
 
 def official_file(path: Path) -> None:
     """A checkpoint of Moment-DETR in its author's names, with random weights."""
-    from momentdetr.retrieval.presets import build
-
-    to_official = _official_names()
     torch.manual_seed(0)
     sizes = {"video_dim": 514, "text_dim": 512, "width": 32, "num_heads": 8, "feed_forward": 32}
-    state = to_official(build({"preset": "moment_detr", "sizes": sizes}).state_dict())
+    state = LAYOUTS["moment_detr"].to_official(build({"preset": "moment_detr", "sizes": sizes}).state_dict())
     path.parent.mkdir(parents=True)
     options = {"nheads": 8, "dropout": 0.1, "input_dropout": 0.5, "max_v_l": 75, "max_q_l": 32, "clip_length": 2}
     torch.save({"model": state, "opt": argparse.Namespace(**options, v_feat_types="clip", ctx_mode="video_tef")}, path)
-
-
-def _official_names():  # type: ignore[no-untyped-def]
-    """Our names to the official ones: their place has moved once already."""
-    try:
-        from momentdetr.retrieval.official_layout import to_official
-    except ImportError:
-        from momentdetr.retrieval.layouts.moment_detr import LAYOUT
-
-        return LAYOUT.to_official
-    return partial(to_official, conditional=False)
 
 
 @pytest.fixture(scope="module")
