@@ -97,17 +97,18 @@ def make(job: Job) -> MomentRetriever:
 
 def step(model: MomentRetriever, what: str) -> Callable[[VideoText, MomentTargets], None]:
     """One answer, or one step of training."""
-    if what == "answer":
-        model.eval()
-        return lambda inputs, targets: model.predict(inputs) and None
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4)
+    model.train(what == "train")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def answer(inputs: VideoText, targets: MomentTargets) -> None:
+        model.predict(inputs)
 
     def learn(inputs: VideoText, targets: MomentTargets) -> None:
         optimizer.zero_grad()
         model.loss(inputs, targets).total.backward()
         optimizer.step()
 
-    return learn
+    return learn if what == "train" else answer
 
 
 def measure(job: Job) -> Result:
@@ -147,7 +148,7 @@ def in_a_process(job: Job) -> Result:
 
 
 def table(results: Sequence[Result]) -> Iterator[str]:
-    """Lines of a Markdown table; growth is beside the same pass with the length before."""
+    """Lines of a Markdown table."""
     yield "| preset | pass | clips | seconds | per clip, us | peak GB | of it added | MB per 1,000 clips |"
     yield "|---|---|---|---|---|---|---|---|"
     for one in results:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
 
@@ -37,6 +37,11 @@ from momentdetr.detr.queries import AnchorQueries
 from momentdetr.detr.systems_hybrid import Heads, hybrid_heads
 from momentdetr.retrieval.composed import SpanGuide, SpanProposals
 from momentdetr.retrieval.stacks import LossWeights
+
+Attention = Literal["deformable", "conditional"]
+Start = Literal["anchors", "pure", "mixed", "features"]
+Noise = Literal["none", "noised", "contrastive"]
+_CHOICES = {"attention": Attention, "queries": Start, "denoising": Noise, "refinement": Refinement}
 
 SPANS = Task(num_dims=1, channels=(), num_classes=1)
 EPS = 1e-5
@@ -63,10 +68,10 @@ class Decoding:
         box_noise: see `Denoising`; None: as published.
     """
 
-    attention: Literal["deformable", "conditional"] = "deformable"
-    queries: Literal["anchors", "pure", "mixed", "features"] = "mixed"
+    attention: Attention = "deformable"
+    queries: Start = "mixed"
     refinement: Refinement = "look_forward_twice"
-    denoising: Literal["none", "noised", "contrastive"] = "none"
+    denoising: Noise = "none"
     collaborative: bool = False
     shared_heads: bool = False
     normed: bool = True
@@ -77,6 +82,10 @@ class Decoding:
     box_noise: float | None = None
 
     def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in get_args(choices):
+                known = ", ".join(get_args(choices))
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}, expected one of {known}")
         deformable, proposed = self.attention == "deformable", self.queries != "anchors"
         if not deformable and (proposed or self.collaborative):
             raise ValueError("proposals and collaborative heads need the levels of deformable attention")

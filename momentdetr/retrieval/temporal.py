@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from momentdetr.detr.encoder import Encoder
+from momentdetr.detr.encoder import Encoder, EncoderLayer
 from momentdetr.detr.layers import Points, Stack, deformable_encoder
 from momentdetr.detr.neck import cell_centers
 from momentdetr.detr.types import Memory
@@ -38,6 +38,22 @@ class Recomputed(nn.Module):
         if not (self.training and torch.is_grad_enabled()):
             return self.layer(*given)
         return checkpoint(self.layer, *given, use_reentrant=False)
+
+
+class InPieces(nn.Module):
+    """A layer that sees one token at a time, given some thousands at once: what is inside never has the whole length.
+
+    Args:
+        layer: (B, n, C) -> (B, n, C), token by token.
+        size: of a piece.
+    """
+
+    def __init__(self, layer: nn.Module, size: int = 2**13) -> None:
+        super().__init__()
+        self.layer, self.size = Recomputed(layer), size
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return torch.cat([self.layer(piece) for piece in tokens.split(self.size, 1)], 1)
 
 
 def recomputed(modules: Sequence[nn.Module]) -> list[nn.Module]:
@@ -135,8 +151,22 @@ def temporal_levels(
     if num_layers:
         stack = Stack(sizes.width, sizes.num_heads, sizes.feed_forward, num_layers, sizes.dropout)
         encoder = deformable_encoder(stack, Points(1, len(strides), num_points))
-        encoder = Encoder(recomputed([*encoder.layers])) if recompute else encoder  # type: ignore[arg-type]
+        encoder = _sparing(encoder, sizes) if recompute else encoder
     return TemporalLevels(TemporalPyramid(sizes.width, strides), sizes.width, encoder, recompute=recompute)
+
+
+def _sparing(encoder: Encoder, sizes: Sizes) -> Encoder:
+    """The same parts, at little memory."""
+    layers = [
+        EncoderLayer(
+            self_attention=layer.self_attention,  # type: ignore[arg-type]
+            feed_forward=InPieces(layer.feed_forward),  # type: ignore[arg-type]
+            width=sizes.width,
+            dropout=sizes.dropout,
+        )
+        for layer in encoder.layers
+    ]
+    return Encoder(recomputed(layers))  # type: ignore[arg-type]
 
 
 def temporal_encoder(sizes: Sizes, num_levels: int, *, recompute: bool = False) -> TemporalEncoder:

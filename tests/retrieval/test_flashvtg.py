@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from by_heart import finds_all_and_nothing_else, learn
 from small_retrievers import make_config
 from test_convert import OPTIONS
 from test_model import one
 
-from momentdetr.detr.boxes import iou, to_corners
 from momentdetr.errors import BadCheckpoint
 from momentdetr.retrieval.convert import convert_state
 from momentdetr.retrieval.layouts.table import LAYOUTS
@@ -142,21 +142,11 @@ def test_every_parameter_learns(small: Make, inputs: VideoText, targets: MomentT
 
 @pytest.mark.slow
 def test_flashvtg_overfits(small: Make, inputs: VideoText, targets: MomentTargets) -> None:
-    model = small().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    for _ in range(220):
-        optimizer.zero_grad()
-        losses = model.loss(inputs, targets)
-        losses.total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+    model = small()
+    losses = learn(model, inputs, targets, learning_rate=4e-3, last=1.0)
     assert losses.terms["l1"] < 0.1
     found = model.eval().predict(inputs)
-    for sample, count in ((0, 2), (1, 1)):
-        sure = found.scores[sample] > 0.5
-        overlap = iou(found.spans[sample][sure][:, None], to_corners(targets.spans.boxes[sample, :count])[None])[0]
-        assert overlap.max(0).values.min() > 0.8  # every moment is found
-        assert overlap.max(1).values.min() > 0.8  # and nothing else
+    finds_all_and_nothing_else(found, targets, (0, 1))
     assert found.scores[2].max() < 0.5  # the query that is not in its video
     assert targets.saliency is not None
     better = found.saliency[:2].gather(1, targets.saliency.positive[:2])

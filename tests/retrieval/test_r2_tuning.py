@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from by_heart import finds_all_and_nothing_else, learn
 from small_retrievers import make_config
 from test_model import one
 
-from momentdetr.detr.boxes import iou, to_corners
 from momentdetr.detr.types import Targets
 from momentdetr.errors import BadCheckpoint, BadInput
 from momentdetr.retrieval.convert import convert_state
@@ -217,21 +217,11 @@ def test_terms_and_weights(small: Make, inputs: VideoText, targets: MomentTarget
 
 @pytest.mark.slow
 def test_r2_tuning_overfits(small: Make, inputs: VideoText, targets: MomentTargets) -> None:
-    model = small().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    for _ in range(200):
-        optimizer.zero_grad()
-        losses = model.loss(inputs, targets)
-        losses.total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+    model = small()
+    losses = learn(model, inputs, targets, steps=200, learning_rate=4e-3, last=1.0)
     assert losses.terms["class"] < 0.02
     found = model.eval().predict(inputs)
-    for sample, count in ((0, 2), (1, 1)):
-        sure = found.scores[sample] > 0.5
-        overlap = iou(found.spans[sample][sure][:, None], to_corners(targets.spans.boxes[sample, :count])[None])[0]
-        assert overlap.max(0).values.min() > 0.8  # every moment is found
-        assert overlap.max(1).values.min() > 0.8  # and nothing else
+    finds_all_and_nothing_else(found, targets, (0, 1))
     assert found.scores[2].max() < 0.3  # the query that is not in its video
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from test_model import one
 
 from momentdetr.retrieval.stacks import Sizes
-from momentdetr.retrieval.temporal import Recomputed, temporal_encoder, temporal_levels
+from momentdetr.retrieval.temporal import InPieces, Recomputed, temporal_encoder, temporal_levels
 from momentdetr.retrieval.types import MomentTargets, VideoText
 
 Make = Callable[..., Any]
@@ -81,7 +82,7 @@ def test_what_is_computed_again_is_the_same(make: Make, inputs: VideoText, targe
         torch.manual_seed(1)
         losses = model.loss(inputs, targets)
         losses.total.backward()
-        gradients = {name.replace(".layer.", "."): p.grad for name, p in model.named_parameters()}
+        gradients = {re.sub(r"(\.layer)+\.", ".", name): p.grad for name, p in model.named_parameters()}
         found.append((losses.total.detach(), gradients))
     (total, gradients), (plain, expected) = found
     torch.testing.assert_close(total, plain)
@@ -106,6 +107,18 @@ def test_inner_results_are_forgotten() -> None:
         kept[name] = count[0]
     assert kept["plain"] >= 9
     assert kept["recomputed"] <= 1
+
+
+def test_pieces_are_the_whole() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+    tokens = torch.randn(2, 11, 4)
+    pieces = InPieces(copy.deepcopy(layer), 3)
+    layer(tokens).square().sum().backward()
+    pieces(tokens).square().sum().backward()
+    torch.testing.assert_close(pieces(tokens), layer(tokens))
+    for own, expected in zip(pieces.parameters(), layer.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, expected.grad)
 
 
 def test_qd_detr_with_levels_answers_alike_alone_and_in_a_batch(make: Make, inputs: VideoText) -> None:
