@@ -4,18 +4,19 @@
     python benchmarks/moments.py --data "DIR/seed{}" ...
     python benchmarks/moments.py --show
 
-A model is a preset's name; two names joined by "+", an encoder with another model's decoder; or a configuration file,
-of which the sections model, optimizer and schedule count. Presets have their published sizes, weights of losses and
-drops of the learning rate; epochs, batch size and learning rate are the same for all. Each model has the same number of
-epochs and, with --seconds, runs again for the same time of training (reading features included, scoring not).
+A model is the NAME of configs/retrieval/NAME_qvhighlights.yaml; a preset's; two names joined by "+", an encoder with
+another decoder; or a configuration file. Of files, model, optimizer, schedule and averaging of weights count:
+published sizes, weights of losses, decay, drops of the learning rate. Epochs, batch size and learning rate are the same
+for all. Each model has the same number of epochs and, with --seconds, runs again for the same time of training (reading
+features included, scoring not).
 
 Every run is a process of its own and, when finished, a line of --out; finished runs are not done again, and one that
 was broken off goes on from its last checkpoint. The features are read from --data, where "{}" is the simulator's seed;
 what is not there is simulated (simulated.py). Scores are those of the whole validation set after the last epoch; the
 best epoch's mAP stands beside them. QD-DETR's steps are also timed beside their own matrix products (products.py).
 
-UVCOM's hard negatives and TaskWeave's feedback start, as published, only after 80 and 100 epochs. R2-Tuning wants the
-inner layers of CLIP and is not here.
+UVCOM's hard negatives and TaskWeave's feedback start, as published, only after 80 and 100 epochs, and SG-DETR's rate
+rises for 2,565 steps (--set schedule.warmup_steps=N). R2-Tuning wants the inner layers of CLIP and is not here.
 """
 
 from __future__ import annotations
@@ -52,16 +53,10 @@ SPEC = FeatureSpec((Stream("clip", 512, "official"),), Stream("clip_text", 512, 
 LEARNT = 15.0  # mAP from which a model counts as one that has learnt
 WHOLE = 10_000  # epochs that no time suffices for
 
-# What differs from the presets' defaults in the official training scripts for QVHighlights.
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "cg_detr": {"sizes": {"encoder_layers": 3, "decoder_layers": 3}},
-    "eatr": {"sizes": {"encoder_layers": 3, "decoder_layers": 3}},
-    "uvcom": {"sizes": {"encoder_layers": 3, "decoder_layers": 3, "num_queries": 30}},
-    "flashvtg": {"sizes": {"encoder_layers": 3}},
-    "taskweave_moments_first": {"preset": "taskweave", "direction": "moments_first"},
-}
-DROPS = {"eatr": 150, "uvcom": 70, "bam_detr": 80}  # epoch from which the learning rate is a tenth; 400 elsewhere
-MODELS = ("moment_detr", "qd_detr", "cg_detr", "eatr", "tr_detr", "uvcom", "taskweave", "bam_detr", "flashvtg")
+MODELS = (
+    *("moment_detr", "qd_detr", "cg_detr", "eatr", "tr_detr", "uvcom", "taskweave_hd2mr", "taskweave_mr2hd"),
+    *("bam_detr", "flashvtg", "sg_detr"),
+)
 WHAT = ("model", "simulator_seed", "seed", "epochs", "seconds", "train", "val", "batch", "lr", "set", "data", "threads")
 SCORES = {
     "mAP": "MR-full-mAP",
@@ -206,6 +201,7 @@ def configuration(wanted: Mapping[str, Any], root: Path, folder: Path) -> dict[s
             "batch_size": wanted["batch"],
             "seed": wanted["seed"],
             "select_by": SCORES["mAP"],
+            "ema_decay": given["ema_decay"],
             "checkpoint_every": 5,
             "log_every": 1,
         },
@@ -216,22 +212,29 @@ def configuration(wanted: Mapping[str, Any], root: Path, folder: Path) -> dict[s
 
 
 def model_of(name: str) -> dict[str, Any]:
-    """Sections "model" and, where they are published, "optimizer" and "schedule"."""
-    if name.endswith((".yaml", ".yml")):
-        found = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-        return {section: found[section] for section in ("model", "optimizer", "schedule") if section in found}
+    """The sections that make a model: "model", and as they are given "optimizer", "schedule", and averaged weights."""
     encoder, _, decoder = name.partition("+")
-    model = {"preset": encoder, **PUBLISHED.get(encoder, {})}
-    if decoder:
-        options = {key: value for key, value in model.items() if key not in ("preset", "sizes")}
-        joined = {"preset": "composed", "encoder": model["preset"], "decoder": decoder}
-        model = {**joined, **{key: model[key] for key in ("sizes",) if key in model}}
-        model |= {"encoder_options": options} if options else {}
-    if model["preset"] not in PRESETS:
-        raise SystemExit(
-            f"no preset {model['preset']!r}; known: {', '.join(PRESETS)}, ENCODER+DECODER, or a .yaml file"
-        )
-    return {"model": model, "schedule": {"kind": "step", "step_epochs": DROPS.get(encoder, 400)}}
+    published = ROOT / "configs" / "retrieval" / f"{encoder}_qvhighlights.yaml"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else published
+    if path.is_file():
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        given = {section: found[section] for section in ("model", "optimizer", "schedule") if section in found}
+        given["ema_decay"] = found.get("training", {}).get("ema_decay", 0.0)
+    elif encoder in PRESETS:
+        given = {"model": {"preset": encoder}, "ema_decay": 0.0}
+    else:
+        raise SystemExit(f"no model {name!r}; known: {', '.join(PRESETS)}, ENCODER+DECODER, or a .yaml file")
+    if decoder and path is published:
+        given["model"] = _with_decoder(given["model"], decoder)
+    return given
+
+
+def _with_decoder(model: Mapping[str, Any], decoder: str) -> dict[str, Any]:
+    """The same encoder, with its options, before another decoder."""
+    options = {key: value for key, value in model.items() if key not in ("preset", "sizes")}
+    joined: dict[str, Any] = {"preset": "composed", "encoder": model["preset"], "decoder": decoder}
+    joined |= {"sizes": model["sizes"]} if "sizes" in model else {}
+    return joined | ({"encoder_options": options} if options else {})
 
 
 def history(lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -20,7 +20,13 @@ SUFFIXES = frozenset(
 )
 """Files of a folder that are taken for videos; a file that is named itself may end in anything."""
 
-LAYOUT_NAMES = tuple(name for name, layout in LAYOUTS.items() if "clip" in layout.text or "_clip" in name)
+LAYOUT_NAMES = tuple(
+    name
+    for name, layout in LAYOUTS.items()
+    if any("clip" in pattern for stream in layout.video for pattern in stream)
+    and "{qid}" in layout.text
+    and layout.text_key == "last_hidden_state"
+)
 """Layouts with a folder for CLIP's features of videos and one for those of queries."""
 
 

@@ -96,18 +96,27 @@ def test_figures_of_a_history() -> None:
     assert moments.history(lines[:3])["updates_to_15"] is None
 
 
-def test_names_of_models() -> None:
-    assert moments.model_of("qd_detr")["model"] == {"preset": "qd_detr"}
-    assert moments.model_of("uvcom") == {
-        "model": {"preset": "uvcom", "sizes": {"encoder_layers": 3, "decoder_layers": 3, "num_queries": 30}},
-        "schedule": {"kind": "step", "step_epochs": 70},
+def test_names_of_models(tmp_path: Path) -> None:
+    sizes = {"encoder_layers": 3, "decoder_layers": 3, "num_queries": 30}
+    uvcom = moments.model_of("uvcom")
+    assert uvcom["model"] == {"preset": "uvcom", "sizes": sizes}
+    assert (uvcom["schedule"]["kind"], uvcom["ema_decay"]) == ("step", 0.0)
+    assert moments.model_of("taskweave_mr2hd")["ema_decay"] == 0.9
+    assert moments.model_of("taskweave_mr2hd+dino")["model"] == {
+        "preset": "composed",
+        "encoder": "taskweave",
+        "decoder": "dino",
+        "encoder_options": {"direction": "moments_first"},
     }
-    with pytest.raises(SystemExit, match="no preset 'qd_dtr'"):
+    (tmp_path / "own.yaml").write_text("model: {preset: qd_detr, sizes: {width: 64}}\ndata: {generated: 3}\n", "utf-8")
+    own = moments.model_of(str(tmp_path / "own.yaml"))
+    assert own == {"model": {"preset": "qd_detr", "sizes": {"width": 64}}, "ema_decay": 0.0}
+    with pytest.raises(SystemExit, match="no model 'qd_dtr'"):
         moments.model_of("qd_dtr")
 
 
-def test_every_published_model_can_be_built() -> None:
-    for name in (*moments.MODELS, *moments.PUBLISHED):
+def test_every_model_can_be_built() -> None:
+    for name in (*moments.MODELS, "qd_detr+dino", "cg_detr+dn"):
         model = moments.model_of(name)["model"]
         sizes = {**model.get("sizes", {}), "width": 16, "num_heads": 8, "feed_forward": 16}
         build({**model, "sizes": {**sizes, "video_dim": 514, "text_dim": 512}})

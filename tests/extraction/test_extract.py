@@ -110,9 +110,9 @@ def test_every_layout_is_read_by_its_reader(material: Path, tmp_path: Path, layo
     beside = [pattern for stream in LAYOUTS[layout].video for pattern in stream if "clip" not in pattern]
     for pattern in beside:  # SlowFast's, which others extract
         path = tmp_path / f"{pattern.format(vid='one')}.npz"
-        path.parent.mkdir()
+        path.parent.mkdir(exist_ok=True)
         np.savez(path, features=np.ones((4, 5), np.float32))
-    assert [stream.shape[1] for stream in read_video_features(tmp_path, layout, "one").streams][-1] == 256
+    assert 256 in [stream.shape[1] for stream in read_video_features(tmp_path, layout, "one").streams]
 
 
 def test_nothing_is_done_twice(material: Path, begun: Path, whole: Path) -> None:
@@ -250,7 +250,7 @@ def test_two_runs_in_one_folder_are_refused(material: Path, begun: Path, monkeyp
     ("options", "message"),
     [
         ({"preset": "demmo"}, "Did you mean 'demo'"),
-        ({"layout": "lighthouse"}, "expected one of moment_detr"),
+        ({"layout": "lighthouse_tvsum"}, "expected one of moment_detr"),
         ({"engine": "spark"}, "expected one of local, ray"),
         ({"dtype": "int8"}, "expected one of float32, float16"),
         ({"workers": 0}, "at least 1"),

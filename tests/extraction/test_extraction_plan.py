@@ -58,7 +58,7 @@ def test_queries_alone_miss_no_video(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"qid": 1, "query": "a dog", "vid": "v"}\n', "utf-8")
     plan = make_plan([], [path], "lighthouse_tacos")
-    assert [job.file for job in plan.jobs] == ["clip_text_features/1.npz"]
+    assert [job.file for job in plan.jobs] == ["clip_text/1.npz"]
     assert plan.missing == ()
 
 
