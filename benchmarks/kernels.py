@@ -42,7 +42,7 @@ from momentdetr.detr import mlp
 from momentdetr.detr.kernels import choose, deformable_attention, describe, library
 
 HEADS, CHANNELS, POINTS = 8, 32, 4
-TURN_MS = 20
+TURN_MS = 50
 """A turn is as many calls as the faster of two makes in this time."""
 IMAGE = [(100, 167), (50, 84), (25, 42), (13, 21)]
 SMALLER = [(100, 134), (50, 67), (25, 34), (13, 17)]

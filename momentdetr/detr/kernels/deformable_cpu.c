@@ -8,7 +8,7 @@
  * Backward. One task for each sample and head, or for each of its levels where threads are many: it alone writes its
  * cells of grad_value and its points' gradients, in the order of the queries, so nothing is atomic and every run gives
  * the same bits, however many threads there are. It copies its own cells where that pays. Where tasks
- * are levels, or references want gradients, softmax comes before them and after them a pass over what they left behind. */
+ * are levels, or references want gradients, softmax comes before them, and after them a pass over what they left. */
 
 #include <math.h>
 #include <stddef.h>
@@ -16,6 +16,9 @@
 #include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
+#endif
+#ifdef __linux__
+#include <sys/mman.h>
 #endif
 
 enum { PLAIN, POINTS, BOXES };       /* what offsets are relative to */
@@ -40,7 +43,7 @@ typedef struct {
     void *output;           /* (B, Q, H, C) values */
     /* backward only; REAL is float, or double for values of FLOAT64 */
     const void *grad_output; /* (B, Q, H, C) values */
-    void *weights;           /* (B, Q, H, L, P) REAL, filled here; NULL: tasks are whole heads and do all on their own */
+    void *weights;           /* (B, Q, H, L, P) REAL, filled here; NULL: tasks are heads and do all on their own */
     void *grad_copies;       /* threads x (slots, C) REAL */
     void *grad_value;        /* (B, S, H, C): values where tasks copy, otherwise REAL and zero at the start */
     void *grad_offsets;      /* (B, Q, H, L, P, D) REAL */
@@ -153,6 +156,20 @@ int64_t momentdetr_instructions(void) {
 
 int64_t momentdetr_arguments_size(void) { return sizeof(Args); }
 
+/* New memory is handed out page by page, which takes longer than filling it; ask for large pages where that pays. */
+static void expect_to_fill(void *memory, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    enum { PAGE = 4096, MANY = 8 << 20 };
+    uintptr_t start = (uintptr_t)memory, first = (start + PAGE - 1) / PAGE * PAGE;
+    uintptr_t end = (start + (uintptr_t)bytes) / PAGE * PAGE;
+    if (memory && bytes >= MANY) madvise((void *)first, end - first, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)bytes;
+#endif
+}
+
+static int64_t bytes_of(int64_t type) { return type == BFLOAT16 ? 2 : type == FLOAT32 ? 4 : 8; }
+
 enum { QUERIES = 256, FEW = 16, ROWS = 1024 }; /* of a piece of work */
 
 /* Rows are used where they are. All heads of a query look at about the same place, where their rows are neighbours. */
@@ -194,6 +211,7 @@ static void forward_copied(const Args *a, const Functions *f) {
 
 void momentdetr_forward(const Args *a) {
     const Functions *f = FUNCTIONS[a->instructions][a->value_type];
+    expect_to_fill(a->output, a->batch * a->queries * a->heads * a->channels * bytes_of(a->value_type));
     if (a->slots)
         forward_copied(a, f);
     else
@@ -203,7 +221,11 @@ void momentdetr_forward(const Args *a) {
 void momentdetr_backward(const Args *a) {
     const Functions *f = FUNCTIONS[a->instructions][a->value_type];
     int64_t heads = a->batch * a->heads, rows = a->batch * a->queries, blocks = (rows + QUERIES - 1) / QUERIES;
-    int64_t tasks = a->by_level ? a->levels : 1;
+    int64_t tasks = a->by_level ? a->levels : 1, real = a->value_type == FLOAT64 ? 8 : 4;
+    int64_t values = a->batch * a->cells * a->heads * a->channels, points = rows * a->heads * a->levels * a->points;
+    expect_to_fill(a->grad_value, values * (a->slots ? bytes_of(a->value_type) : real));
+    expect_to_fill(a->grad_offsets, points * a->dims * real);
+    expect_to_fill(a->grad_logits, points * real);
 #pragma omp parallel num_threads((int)a->threads)
     {
 #ifdef _OPENMP
