@@ -14,7 +14,7 @@ from tiny_detection import folder_of_images, recipe
 from torch import Tensor
 from typer.testing import CliRunner
 
-import detection
+from detection import checkpoint
 from detection.__main__ import app
 from detection.checkpointing import recompute_layers
 from detection.data.check import load_data
@@ -60,9 +60,9 @@ def test_a_run_leaves_a_model_its_classes_and_its_scores(images: Path, tmp_path:
     assert state["config"]["classes"] == {"names": document["labels"], "category_ids": document["category_ids"]}
     assert state["config"]["model"]["backbone"]["name"] == "test_resnet"
     # What is written as the score is the score of what is written.
-    predictor = detection.load(done.folder, "cpu")
+    model, _ = checkpoint.load(done.folder, torch.device("cpu"))
     val = load_data(images, "val")
-    rows = detect(predictor.model, val, predictor.category_ids, short_side=64, long_side=64)
+    rows = detect(model, val, document["category_ids"], short_side=64, long_side=64)
     written = json.loads((tmp_path / "run" / "val_scores.json").read_text())
     assert written["AP"] == evaluate(rows, val).figures["AP"]
     assert json.loads((tmp_path / "run" / "val_detections.json").read_text()) == rows

@@ -221,7 +221,7 @@ def test_linear_dino_overfits(make: Make, short: FeatureSpec) -> None:
     overfits(make("linear_dino", sizes=WIDER, decoding={"budget": 16}, **options), short, 100)
 
 
-STEPS = {"dab": 250, "dab_deformable": 200, "dn": 160, "dn_deformable": 140, "cg_detr": 180}
+STEPS = {"dab": 250, "dab_deformable": 200, "dn": 160, "dn_deformable": 140, "cg_detr": 300, "tr_detr": 200}
 """Learned anchors take longer than proposals do."""
 
 WIDER = {"width": 32, "num_heads": 4, "num_queries": 8}
