@@ -155,6 +155,7 @@ def alternate(*calls: Callable[[], None], budget_s: float) -> list[float]:
     while len(times[0]) < 5 or (time.perf_counter() - start < budget_s and len(times[0]) < 100):
         for call, kept in zip(calls, times, strict=True):
             kept.append(turn(call, count))
+    gc.unfreeze()
     return [statistics.median(kept) for kept in times]
 
 
