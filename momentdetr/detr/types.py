@@ -53,7 +53,7 @@ class Queries:
         positions: (B, Q, C), fixed for all layers; None: each layer derives them from the anchors.
         anchors: (B, Q, A) in the parametrisation's own space (logits for boxes), or None.
         references: (B, Q, 2D), boxes to start from instead of the anchors, also such as reach beyond [0, 1].
-        mask: (Q, Q), True where query i may attend to query j; None: everywhere.
+        mask: (Q, Q), or what broadcasts to (B, H, Q, Q), True where query i may attend to query j; None: everywhere.
         supervisions: what was predicted to make them (two-stage proposals), to be judged too.
     """
 

@@ -11,7 +11,7 @@ import torch
 from by_heart import finds_all_and_nothing_else, learn
 from small_retrievers import make_config
 from test_convert import OPTIONS
-from test_model import one
+from test_model import one, same_alone_and_in_a_batch
 
 from momentdetr.errors import BadCheckpoint
 from momentdetr.retrieval.convert import convert_state
@@ -53,15 +53,7 @@ def test_attention_to_words_is_what_dummies_leave(small: Make, inputs: VideoText
 
 
 def test_answers_do_not_depend_on_the_batch(small: Make, inputs: VideoText) -> None:
-    model = small()
-    batched = model.predict(inputs)
-    for index in range(3):
-        alone = model.predict(one(inputs, index, trimmed=True))
-        count, clips = alone.scores.shape[1], alone.saliency.shape[1]
-        torch.testing.assert_close(batched.scores[index, :count], alone.scores[0], atol=1e-5, rtol=0)
-        torch.testing.assert_close(batched.spans[index, :count], alone.spans[0], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(batched.saliency[index, :clips], alone.saliency[0], atol=1e-5, rtol=0)
-        assert not batched.scores[index, count:].any()
+    same_alone_and_in_a_batch(small(), inputs)
     official = small(official_batch_faults=True)
     found, alone = official.predict(inputs), official.predict(one(inputs, 1, trimmed=True))
     assert (found.saliency[1, :6] - alone.saliency[0]).abs().max() > 1e-4

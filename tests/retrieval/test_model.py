@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,18 @@ def one(inputs: VideoText, index: int, *, trimmed: bool = False) -> VideoText:
         inputs.text[row, :words],
         inputs.text_mask[row, :words],
     )
+
+
+def same_alone_and_in_a_batch(model: Any, inputs: VideoText) -> None:
+    """Three samples' answers do not depend on who else is in the batch, for models that answer at points."""
+    batched = model.predict(inputs)
+    for index in range(3):
+        alone = model.predict(one(inputs, index, trimmed=True))
+        count, clips = alone.scores.shape[1], alone.saliency.shape[1]
+        torch.testing.assert_close(batched.scores[index, :count], alone.scores[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(batched.spans[index, :count], alone.spans[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(batched.saliency[index, :clips], alone.saliency[0], atol=1e-5, rtol=0)
+        assert not batched.scores[index, count:].any()
 
 
 def test_an_answer_does_not_depend_on_the_batch(preset: str, make: Make, inputs: VideoText) -> None:
